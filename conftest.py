@@ -1,0 +1,21 @@
+"""What holds for every test and every doctest: a clean param store, fixed seeds, no windows."""
+
+import os
+from collections.abc import Iterator
+
+os.environ.setdefault("MPLBACKEND", "Agg")  # before matplotlib is imported: never open a window
+
+import pyro
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def fresh_state() -> Iterator[None]:
+    """Each test starts from the same seeds and defaults, and leaves none of its own behind."""
+    default_dtype = torch.get_default_dtype()
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    yield
+    torch.set_default_dtype(default_dtype)
+    pyro.clear_param_store()

@@ -1,0 +1,335 @@
+"""What depends on what in a model and its guide, found by running them once.
+
+A *latent* is a sample site at which the guide draws at random. Delta sites are not latents: they
+are functions of latents and parameters. A *factor* is a sample site's log-density, on the side of
+the model or of the guide. For every factor we record its plates and the latents that it reads, by
+letting the latents' values carry their names through the program (`pyro.ops.provenance`).
+
+Together with `particles` this is the only module that runs programs under Pyro's handlers.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from pyro.util import check_model_guide_match
+from torch.overrides import TorchFunctionMode
+
+Side = Literal["model", "guide"]
+Site = dict[str, Any]
+Program = Callable[..., Any]
+
+PARTICLE_PLATE = "num_particles_vectorized"
+
+
+class FactorKey(NamedTuple):
+    """A sample site's log-density, on one side."""
+
+    side: Side
+    name: str
+
+
+@dataclass(frozen=True)
+class Latent:
+    """A site at which the guide draws at random.
+
+    Attributes:
+        name: the site's name.
+        distribution: the name of the guide's distribution, for messages.
+        plates: names of its vectorised plates.
+        upstream: the latents that its distribution in the guide depends on.
+        generation: 0 without upstream latents, else one more than the largest of theirs.
+        reparameterized: whether its draws are differentiable in the guide's parameters.
+        evaluable: whether log q can be evaluated at a value that was not just drawn
+            (a flow without an inverse cannot).
+    """
+
+    name: str
+    distribution: str
+    plates: frozenset[str]
+    upstream: frozenset[str]
+    generation: int
+    reparameterized: bool
+    evaluable: bool
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The dependencies of one (model, guide) pair.
+
+    Attributes:
+        latents: by name, in the order in which the guide draws them.
+        reads: for every factor the latents on which it depends, directly or not.
+        plates: for every factor the names of its vectorised plates.
+        parents: for every latent site of the model the latents on which its prior depends.
+        plate_dims: the dimension of every vectorised plate; outermost plates first.
+        signature: what must not change between runs for this record to hold.
+    """
+
+    latents: Mapping[str, Latent]
+    reads: Mapping[FactorKey, frozenset[str]]
+    plates: Mapping[FactorKey, frozenset[str]]
+    parents: Mapping[str, frozenset[str]]
+    plate_dims: Mapping[str, int]
+    signature: tuple[Any, ...]
+
+    @property
+    def max_plate_nesting(self) -> int:
+        """The number of dimensions that the vectorised plates take."""
+        return max((-dim for dim in self.plate_dims.values()), default=0)
+
+
+def run(
+    model: Program,
+    guide: Program,
+    args: tuple,
+    kwargs: dict,
+    while_guiding: AbstractContextManager[Any] | None = None,
+) -> tuple[Any, Any]:
+    """Run the guide, then the model on the guide's draws.
+
+    Args:
+        model: a Pyro model.
+        guide: a Pyro guide.
+        args: positional arguments of both.
+        kwargs: keyword arguments of both.
+        while_guiding: a handler that sees the guide's sites but not the model's.
+
+    Returns:
+        The traces (model, guide), each with its subsample sites.
+    """
+    unwrapped = poutine.unwrap(guide)
+    if isinstance(unwrapped, poutine.messenger.Messenger):  # a GuideMessenger runs both at once
+        with while_guiding or nullcontext():
+            guide(*args, **kwargs)
+        subsamples = {n: s for n, s in unwrapped.trace.nodes.items() if _is_subsample(s)}
+        traces = unwrapped.get_traces()
+        for trace in traces:
+            trace.nodes.update(subsamples)
+        return traces
+    with while_guiding or nullcontext():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    return model_trace, guide_trace
+
+
+def factors(model_trace: Any, guide_trace: Any) -> dict[FactorKey, Site]:
+    """The sites that contribute to the log-weight, model first."""
+    return {
+        FactorKey(side, name): site
+        for side, trace in (("model", model_trace), ("guide", guide_trace))
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and not site_is_subsample(site)
+        and not (site["infer"] or {}).get("_deterministic")
+    }
+
+
+def signature(sites: Mapping[FactorKey, Site]) -> tuple[Any, ...]:
+    """What `Structure` was derived from, cheap enough to compare at every evaluation."""
+    return tuple(
+        (
+            key,
+            site["is_observed"],
+            getattr(site["fn"], "has_rsample", False),
+            tuple(f.name for f in site["cond_indep_stack"] if f.name != PARTICLE_PLATE),
+        )
+        for key, site in sites.items()
+    )
+
+
+def analyse(
+    model: Program, guide: Program, args: tuple, kwargs: dict
+) -> tuple[Structure, dict[FactorKey, Site]]:
+    """Run model and guide twice, without touching the random state, and record their structure.
+
+    Args:
+        model: a Pyro model.
+        guide: a Pyro guide.
+        args: positional arguments of both.
+        kwargs: keyword arguments of both.
+
+    Returns:
+        The dependencies, and the sites of the first run.
+
+    Raises:
+        ValueError: where a latent of the model is missing in the guide or the other way round,
+            where shapes disagree, or where a site asks for enumeration.
+    """
+    with aside():
+        model_trace, guide_trace = run(model, guide, args, kwargs)
+    _check(model_trace, guide_trace)
+    sites = factors(model_trace, guide_trace)
+    plate_dims = {f.name: f.dim for site in sites.values() for f in _plates(site)}
+    with (
+        aside(),
+        torch.no_grad(),
+        pyro.validation_enabled(False),
+        _Escapes() as escapes,
+    ):
+        carried = factors(*run(model, guide, args, kwargs, while_guiding=_CarryNames()))
+        direct = {key: _provenance(site, site["value"]) for key, site in carried.items()}
+        params = {key: _provenance(site, _plain(site)) for key, site in carried.items()}
+    latents: dict[str, Latent] = {}
+    for key, site in sites.items():
+        if key.side == "guide" and is_random(site):
+            upstream = (params[key] | escapes.names) & latents.keys()
+            latents[key.name] = Latent(
+                name=key.name,
+                distribution=_distribution_name(site["fn"]),
+                plates=frozenset(f.name for f in _plates(site)),
+                upstream=upstream,
+                generation=1 + max((latents[u].generation for u in upstream), default=-1),
+                reparameterized=bool(getattr(site["fn"], "has_rsample", False)),
+                evaluable=_is_evaluable(site),
+            )
+    own = {key: frozenset({key.name} & latents.keys()) for key in sites}
+    structure = Structure(
+        latents=latents,
+        reads={key: direct[key] | escapes.names | own[key] for key in sites},
+        plates={key: frozenset(f.name for f in _plates(site)) for key, site in sites.items()},
+        parents={
+            key.name: params[key] | escapes.names - {key.name}
+            for key, site in sites.items()
+            if key.side == "model" and not site["is_observed"]
+        },
+        plate_dims=dict(sorted(plate_dims.items(), key=lambda item: item[1])),
+        signature=signature(sites),
+    )
+    return structure, sites
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Run programs without a trace of it: random state and enclosing handlers do not notice."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices), poutine.block():
+        yield
+
+
+def is_random(site: Site) -> bool:
+    """Whether a guide site draws at random: neither observed nor a Delta."""
+    return not site["is_observed"] and delta(site["fn"]) is None
+
+
+def delta(fn: Any) -> Any:
+    """The Delta inside a distribution's wrappers, None if it is random."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn if type(fn).__name__ == "Delta" else None
+
+
+def _is_subsample(site: Site) -> bool:
+    return site["type"] == "sample" and site_is_subsample(site)
+
+
+def _plates(site: Site) -> list[Any]:
+    return [f for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE]
+
+
+def _distribution_name(fn: Any) -> str:
+    wrappers = ("Independent", "ExpandedDistribution", "MaskedDistribution")
+    while type(fn).__name__ in wrappers:
+        fn = fn.base_dist
+    return type(fn).__name__
+
+
+def _is_evaluable(site: Site) -> bool:
+    value = site["value"].detach().clone()
+    try:
+        with torch.no_grad():
+            site["fn"].log_prob(value, *site["args"], **site["kwargs"])
+    except (KeyError, NotImplementedError):
+        return False
+    return True
+
+
+def _plain(site: Site) -> Any:
+    return detach_provenance(site["value"])
+
+
+def _provenance(site: Site, value: Any) -> frozenset[str]:
+    try:
+        return get_provenance(site["fn"].log_prob(value, *site["args"], **site["kwargs"]))
+    except (KeyError, NotImplementedError):  # a flow that knows only its own last draw
+        return get_provenance(site["value"]) - {site["name"]}
+
+
+class _CarryNames(Messenger):
+    """Lets the value of each random draw carry its own name and those of its upstream draws."""
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if not site_is_subsample(msg) and is_random(msg):
+            value = _plain(msg)
+            upstream = get_provenance(msg["value"]) | _provenance(msg, value)
+            msg["value"] = track_provenance(value, upstream | {msg["name"]})
+
+
+class _Escapes(TorchFunctionMode):
+    """Notes latents that leave the tensor world (`.item()`, `bool`, `numpy`): anything may
+    depend on them from there on."""
+
+    _EXITS = frozenset(
+        {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__"}
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: frozenset[str] = frozenset()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in self._EXITS:
+            self.names |= get_provenance(list(args))
+        return func(*args, **(kwargs or {}))
+
+
+def _check(model_trace: Any, guide_trace: Any) -> None:
+    model_sites, guide_sites = (
+        {name: site for name, site in trace.nodes.items() if not _is_subsample(site)}
+        for trace in (model_trace, guide_trace)
+    )
+    for name, site in model_sites.items():
+        _refuse_enumeration(name, site)
+        if site["type"] != "sample" or site["is_observed"] or site["mask"] is False:
+            continue
+        if name not in guide_sites:
+            raise ValueError(
+                f"Latent site '{name}' of the model is missing in the guide, which has "
+                f"{_names(guide_sites)}. Sample '{name}' in the guide, or pass obs= in the model."
+            )
+    for name, site in guide_sites.items():
+        _refuse_enumeration(name, site)
+        if site["type"] != "sample" or site["is_observed"] or site["infer"].get("is_auxiliary"):
+            continue
+        if name not in model_sites:
+            raise ValueError(
+                f"Site '{name}' of the guide is missing in the model, which has "
+                f"{_names(model_sites)}. Correct the name, or mark the guide's site with "
+                "infer={'is_auxiliary': True} if the model is not meant to have it."
+            )
+        if model_sites[name]["is_observed"]:
+            raise ValueError(
+                f"Site '{name}' is observed in the model but sampled in the guide: "
+                "remove it from the guide."
+            )
+    check_model_guide_match(model_trace, guide_trace)
+
+
+def _refuse_enumeration(name: str, site: Site) -> None:
+    if site["type"] == "sample" and (site["infer"] or {}).get("enumerate"):
+        raise NotImplementedError(
+            f"Site '{name}' asks for enumeration, which these objectives do not do yet. Remove "
+            "infer={'enumerate': ...} to sample it in the guide, or use pyro.infer.TraceEnum_ELBO."
+        )
+
+
+def _names(sites: Mapping[str, Site]) -> str:
+    names = [n for n, s in sites.items() if s["type"] == "sample" and not s["is_observed"]]
+    return ", ".join(f"'{n}'" for n in names) or "no latent sites"

@@ -1,0 +1,29 @@
+"""Fixtures shared by the tests."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device present")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs_cuda)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device the test has to hold on; CUDA is skipped where there is none."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """Every dtype the test has to hold in."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference posteriors and data sets beside the project, if there is one."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("the data folder ../shared is not present")
+    return folder

@@ -1,0 +1,32 @@
+"""Repeated evaluations of an objective's value and gradient."""
+
+from collections.abc import Callable
+
+import pyro
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+
+from tests.laws.toys import Toy
+
+
+def values_and_gradients(objective: ELBO, toy: Toy, num_evaluations: int) -> tuple[Tensor, Tensor]:
+    """The objective (N,) and its gradient (N, parameters) at N evaluations in a row."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    objective.loss(toy.model, toy.guide)
+    store = pyro.get_param_store()
+    parameters = [store[name].unconstrained() for name in toy.parameters]
+    values, gradients = [], []
+    for _ in range(num_evaluations):
+        for p in parameters:
+            p.grad = None
+        values.append(-objective.loss_and_grads(toy.model, toy.guide))
+        grads = [torch.zeros_like(p) if p.grad is None else -p.grad for p in parameters]
+        gradients.append(torch.cat([g.reshape(-1) for g in grads]))
+    return torch.tensor(values, dtype=gradients[0].dtype), torch.stack(gradients)
+
+
+def mean_loss(evaluate: Callable[[], float], num_evaluations: int) -> Tensor:
+    """Losses of N evaluations in a row, (N,)."""
+    return torch.tensor([evaluate() for _ in range(num_evaluations)], dtype=torch.float64)
