@@ -123,7 +123,7 @@ def _direct(particles: Particles, bound: Bound, draws: list[Draws]) -> Tensor:
             total = total + drawn.weight * log_q.sum()
     for block in particles.cells:
         local = [d for d in draws if d.latent.name in block.latents]
-        slope = derivatives(bound, block.log_weights)[0] if local else None
+        slope, _ = derivatives(bound, block.log_weights)
         for drawn in local:
             log_q = _to_cells(drawn.log_q(fixed=True, scaled=True), block)
             total = total + drawn.weight * (slope * log_q).sum()

@@ -6,6 +6,7 @@
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,7 +23,7 @@ from pyro_elbo_lab.layout import Layout, joint, lay_out, linear
 from pyro_elbo_lab.particles import (
     Expectation,
     Particles,
-    StructureChanged,
+    StructureChangedError,
     draw,
     find_nan,
     touching_cells,
@@ -111,9 +112,12 @@ class Objective(ELBO):
         find_routes: FindRoutes | None = None,
         **pyro_keywords: Any,
     ) -> None:
-        for what, number in (("num_particles", num_inner), ("num_outer_particles", num_outer)):
+        for number in (num_inner, num_outer):
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ValueError(f"{name}: {what} must be an integer of at least 1, got {number!r}")
+                raise ValueError(
+                    f"{name}: a number of particles must be an integer of at least 1, "
+                    f"got {number!r}"
+                )
         if gradient not in GRADIENTS:
             raise ValueError(f"{name}: gradient={gradient!r} is unknown; choose one of {GRADIENTS}")
         super().__init__(num_particles=num_inner * num_outer, **pyro_keywords)
@@ -205,13 +209,13 @@ class Objective(ELBO):
         plan = known or self._make_plan(model, guide, args, kwargs)
         try:
             particles = self._draw(plan, model, guide, args, kwargs)
-        except StructureChanged:
+        except StructureChangedError:
             plan = self._make_plan(model, guide, args, kwargs)
             if known and plan.structure.signature == known.structure.signature:
                 raise ValueError(_RANDOM_STRUCTURE) from None
             try:
                 particles = self._draw(plan, model, guide, args, kwargs)
-            except StructureChanged:
+            except StructureChangedError:
                 raise ValueError(_RANDOM_STRUCTURE) from None
         return gradients.value(particles, self.bound), particles, plan
 
@@ -237,7 +241,7 @@ class Objective(ELBO):
     def _recall(self, model: Program, guide: Program) -> _Plan | None:
         try:
             return self._plans.get(model, WeakKeyDictionary()).get(guide)
-        except TypeError:  # cannot be referenced weakly: learned anew every time
+        except TypeError:  # not weakly referable: planned anew every time
             return None
 
     def _make_plan(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> _Plan:
@@ -249,10 +253,8 @@ class Objective(ELBO):
             if route.expectations and choices[name].estimator == "doubly_reparameterized":
                 choices[name] = Choice("pathwise", "log q is averaged exactly")
         plan = _Plan(structure, layout, choices, routes)
-        try:
+        with suppress(TypeError):  # not weakly referable: planned anew every time
             self._plans.setdefault(model, WeakKeyDictionary())[guide] = plan
-        except TypeError:
-            pass
         return plan
 
     def _lay_out(

@@ -23,7 +23,6 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_elbo_lab.layout import Cells, Layout
@@ -34,7 +33,10 @@ from pyro_elbo_lab.structure import (
     Program,
     Site,
     Structure,
+    analyse,
+    aside,
     factors,
+    is_subsample,
     run,
     signature,
 )
@@ -53,7 +55,7 @@ class Expectation:
     evaluate: Callable[[Site, Mapping[FactorKey, Site]], Tensor]
 
 
-class StructureChanged(Exception):
+class StructureChangedError(Exception):
     """The program has other sites than the structure that it was run with."""
 
 
@@ -153,6 +155,7 @@ class Particles:
     cells: tuple[CellBlock, ...]
     draws: Mapping[str, Draws]
     runs: tuple[Mapping[FactorKey, Site], ...]
+    model_traces: tuple[Trace, ...]
 
     @cached_property
     def num_outer(self) -> int:
@@ -214,38 +217,39 @@ def draw(
         The particles.
 
     Raises:
-        StructureChanged: the sites are not those of `structure`.
+        StructureChangedError: the sites are not those of `structure`.
         ValueError: a site's shape does not fit its plates.
     """
     num = num_inner * num_outer
     nesting = max(structure.max_plate_nesting, max_plate_nesting)
     shared = frozenset(structure.latents.keys() - layout.local) if num_inner > 1 else frozenset()
 
-    def once(tied: frozenset[str]) -> tuple[dict[FactorKey, Site], Trace]:
+    def once(tied: frozenset[str]) -> tuple[dict[FactorKey, Site], Trace, Trace]:
         prepare = _Prepare(
             frozenset(structure.latents), tied, num_inner, detached, refreshed, leaves
         )
         model_trace, guide_trace = run(model, guide, args, kwargs, while_guiding=prepare)
         sites = factors(model_trace, guide_trace)
         if signature(sites) != structure.signature:
-            raise StructureChanged
-        return sites, _to_replay(model_trace, guide_trace, shared)
+            raise StructureChangedError
+        return sites, model_trace, _to_replay(model_trace, guide_trace, shared)
 
     runs = []
     if vectorize:
         with pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1) if num > 1 else nullcontext():
-            runs.append(once(shared)[0])
+            runs.append(once(shared))
     else:
         earlier: dict[int, Trace] = {}
         for particle in range(num):
             inner, outer = divmod(particle, num_outer)
             replayed = earlier[outer] if inner else _only_subsamples(earlier.get(0))
             with ReplayMessenger(replayed):
-                sites, drawn = once(frozenset())
-            runs.append(sites)
-            earlier.setdefault(outer, drawn)
+                runs.append(once(frozenset()))
+            earlier.setdefault(outer, runs[-1][2])
     stack = _Stack(num_inner, num_outer, nesting, vectorize)
-    return _sort(tuple(runs), structure, layout, stack, expectations or {})
+    sites = tuple(run[0] for run in runs)
+    traces = tuple(run[1] for run in runs)
+    return _sort(sites, traces, structure, layout, stack, expectations or {})
 
 
 def find_nan(particles: Particles) -> str | None:
@@ -259,6 +263,41 @@ def find_nan(particles: Particles) -> str | None:
                         f"{int(torch.isnan(tensor).sum())} NaN of {tensor.numel()} elements"
                     )
     return None
+
+
+def is_vectorizable(model: Program, guide: Program, args: tuple, kwargs: dict) -> bool:
+    """Whether two particles at once score as they do one after the other.
+
+    A program that sums or indexes dimensions from the left may run in a particle plate and give
+    wrong numbers. Here two particles are drawn at once, replayed one by one, and their
+    log-densities compared, site by site. Any exception counts as a no.
+
+    Args:
+        model: a Pyro model.
+        guide: a Pyro guide.
+        args: positional arguments of both.
+        kwargs: keyword arguments of both.
+    """
+    with aside(), torch.no_grad():
+        structure, single = analyse(model, guide, args, kwargs)
+        options: dict[str, Any] = {"structure": structure, "layout": Layout({}, frozenset(), "")}
+        try:
+            both = draw(model, guide, args, kwargs, num_outer=2, vectorize=True, **options)
+        except (RuntimeError, ValueError, IndexError, AssertionError):
+            return False
+        for i in range(2):
+            kept = _only_subsamples(both.model_traces[0])
+            for name in structure.latents:
+                site = both.runs[0][FactorKey("guide", name)].copy()
+                shape = single[FactorKey("guide", name)]["value"].shape
+                site["value"] = site["value"][i].reshape(shape)
+                kept.nodes[name] = site
+            with ReplayMessenger(kept):
+                alone = draw(model, guide, args, kwargs, **options)
+            for one, two in zip(alone.shared, both.shared, strict=True):
+                if not torch.allclose(one.value[0].sum(), two.value[i].sum(), rtol=1e-3, atol=1e-3):
+                    return False
+    return True
 
 
 def touching_cells(particles: Particles) -> str | None:
@@ -331,7 +370,7 @@ def _to_replay(model_trace: Any, guide_trace: Any, latents: frozenset[str]) -> T
     kept = Trace()
     for trace in (model_trace, guide_trace):
         for name, site in trace.nodes.items():
-            if site["type"] == "sample" and site_is_subsample(site):
+            if is_subsample(site):
                 kept.nodes[name] = site
     kept.nodes.update({name: guide_trace.nodes[name] for name in latents})
     return kept
@@ -340,7 +379,7 @@ def _to_replay(model_trace: Any, guide_trace: Any, latents: frozenset[str]) -> T
 def _only_subsamples(trace: Trace | None) -> Trace:
     kept = Trace()
     if trace is not None:
-        kept.nodes.update({n: s for n, s in trace.nodes.items() if site_is_subsample(s)})
+        kept.nodes.update({n: s for n, s in trace.nodes.items() if is_subsample(s)})
     return kept
 
 
@@ -370,6 +409,7 @@ def _pad(tensor: Tensor, num_dims: int) -> Tensor:
 
 def _sort(
     runs: tuple[Mapping[FactorKey, Site], ...],
+    model_traces: tuple[Trace, ...],
     structure: Structure,
     layout: Layout,
     stack: _Stack,
@@ -424,7 +464,7 @@ def _sort(
         for name, latent in structure.latents.items()
         for key in [FactorKey("guide", name)]
     }
-    return Particles(structure, layout, tuple(shared), tuple(blocks), draws, runs)
+    return Particles(structure, layout, tuple(shared), tuple(blocks), draws, runs, model_traces)
 
 
 def _score(

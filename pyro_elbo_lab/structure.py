@@ -8,6 +8,7 @@ letting the latents' values carry their names through the program (`pyro.ops.pro
 Together with `particles` this is the only module that runs programs under Pyro's handlers.
 """
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,13 +18,13 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from pyro.util import check_model_guide_match
 from torch.overrides import TorchFunctionMode
 
 Side = Literal["model", "guide"]
-Site = dict[str, Any]
+Site = Any  # one of Pyro's messages, a dict
 Program = Callable[..., Any]
 
 PARTICLE_PLATE = "num_particles_vectorized"
@@ -104,30 +105,61 @@ def run(
 
     Returns:
         The traces (model, guide), each with its subsample sites.
+
+    Raises:
+        ValueError: a plate of size 0.
     """
+    try:
+        return _run(model, guide, args, kwargs, while_guiding or nullcontext())
+    except ZeroDivisionError as error:
+        plate = _empty_plate(error)
+        if plate is None:
+            raise
+        raise ValueError(
+            f"Plate '{plate}' has size 0, expected at least 1: is the data that it ranges over "
+            "empty?"
+        ) from error
+
+
+def _run(
+    model: Program,
+    guide: Program,
+    args: tuple,
+    kwargs: dict,
+    while_guiding: AbstractContextManager[Any],
+) -> tuple[Any, Any]:
     unwrapped = poutine.unwrap(guide)
-    if isinstance(unwrapped, poutine.messenger.Messenger):  # a GuideMessenger runs both at once
-        with while_guiding or nullcontext():
+    if isinstance(unwrapped, GuideMessenger):  # a GuideMessenger runs both at once
+        with while_guiding:
             guide(*args, **kwargs)
-        subsamples = {n: s for n, s in unwrapped.trace.nodes.items() if _is_subsample(s)}
+        subsamples = {n: s for n, s in unwrapped.trace.nodes.items() if is_subsample(s)}
         traces = unwrapped.get_traces()
         for trace in traces:
             trace.nodes.update(subsamples)
         return traces
-    with while_guiding or nullcontext():
+    with while_guiding:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     return model_trace, guide_trace
 
 
+def _empty_plate(error: ZeroDivisionError) -> str | None:
+    """The plate whose constructor raised, None if something else did."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if isinstance(frame.f_locals.get("self"), pyro.plate):
+            return frame.f_locals.get("name")
+    return None
+
+
 def factors(model_trace: Any, guide_trace: Any) -> dict[FactorKey, Site]:
     """The sites that contribute to the log-weight, model first."""
+    sides: tuple[tuple[Side, Any], ...] = (("model", model_trace), ("guide", guide_trace))
     return {
         FactorKey(side, name): site
-        for side, trace in (("model", model_trace), ("guide", guide_trace))
+        for side, trace in sides
         for name, site in trace.nodes.items()
         if site["type"] == "sample"
-        and not site_is_subsample(site)
+        and not is_subsample(site)
         and not (site["infer"] or {}).get("_deterministic")
     }
 
@@ -226,8 +258,9 @@ def delta(fn: Any) -> Any:
     return fn if type(fn).__name__ == "Delta" else None
 
 
-def _is_subsample(site: Site) -> bool:
-    return site["type"] == "sample" and site_is_subsample(site)
+def is_subsample(site: Site) -> bool:
+    """Whether a site is the subsample of a plate."""
+    return site["type"] == "sample" and type(site["fn"]).__name__ == "_Subsample"
 
 
 def _plates(site: Site) -> list[Any]:
@@ -266,7 +299,7 @@ class _CarryNames(Messenger):
     """Lets the value of each random draw carry its own name and those of its upstream draws."""
 
     def _pyro_post_sample(self, msg: Site) -> None:
-        if not site_is_subsample(msg) and is_random(msg):
+        if not is_subsample(msg) and is_random(msg):
             value = _plain(msg)
             upstream = get_provenance(msg["value"]) | _provenance(msg, value)
             msg["value"] = track_provenance(value, upstream | {msg["name"]})
@@ -292,7 +325,7 @@ class _Escapes(TorchFunctionMode):
 
 def _check(model_trace: Any, guide_trace: Any) -> None:
     model_sites, guide_sites = (
-        {name: site for name, site in trace.nodes.items() if not _is_subsample(site)}
+        {name: site for name, site in trace.nodes.items() if not is_subsample(site)}
         for trace in (model_trace, guide_trace)
     )
     for name, site in model_sites.items():

@@ -104,7 +104,8 @@ def hierarchical(
         one = x.new_ones(())
         g = pyro.sample("g", dist.Normal(parameter(parameters, "theta"), one))
         with pyro.plate("data", num_data, subsample_size=subsample_size, device=device) as index:
-            with poutine.scale(scale=model_scale), poutine.mask(mask=mask(model_mask, index)):
+            changed = poutine.scale(scale=model_scale), poutine.mask(mask=mask(model_mask, index))
+            with changed[0], changed[1]:
                 z = pyro.sample("z", dist.Normal(g, one))
                 pyro.sample("x", dist.Normal(z, 0.7 * one), obs=x[index])
 
@@ -112,8 +113,9 @@ def hierarchical(
         p = {name: parameter(parameters, name) for name in parameters if name != "theta"}
         g = pyro.sample("g", dist.Normal(p["global_loc"], p["global_log_scale"].exp()))
         with pyro.plate("data", num_data, subsample_size=subsample_size, device=device) as index:
-            with poutine.scale(scale=guide_scale), poutine.mask(mask=mask(guide_mask, index)):
-                loc = p["local_loc"][index] + p["local_slope"] * g
+            loc = p["local_loc"][index] + p["local_slope"] * g
+            changed = poutine.scale(scale=guide_scale), poutine.mask(mask=mask(guide_mask, index))
+            with changed[0], changed[1]:
                 pyro.sample("z", dist.Normal(loc, p["local_log_scale"].exp()))
 
     def exact(num_particles: int) -> Tensor:
