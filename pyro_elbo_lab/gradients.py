@@ -104,33 +104,25 @@ def zero_mean_terms(particles: Particles, bound: Bound, choices: Mapping[str, Ch
 def doubly_reparameterized(particles: Particles, bound: Bound, draws: list[Draws]) -> Tensor:
     """The control variate sum v log q(z fixed) - sum h (l through z), of zero mean."""
     upstream = _upstream(particles)
-    total = without(_direct(particles, bound, draws), _generations(upstream))
-    for block in particles.cells:
-        local = [d for d in draws if d.latent.name in block.latents]
-        factor = block.weight / particles.num_outer
-        for generation, linear in _through_draws(block, bound, local).items():
-            before = [d for d in upstream if d.latent.generation < generation]
-            total = total - factor * without(linear, _generations(before))
-    return total
-
-
-def _direct(particles: Particles, bound: Bound, draws: list[Draws]) -> Tensor:
-    """sum v log q(z fixed)."""
-    total = particles.zero
+    direct = total = particles.zero
     for drawn in draws:
         if _is_shared(drawn, particles) and _has_sampled_log_q(drawn, particles):
             log_q = drawn.log_q(fixed=True, scaled=True).mean(0)
-            total = total + drawn.weight * log_q.sum()
+            direct = direct + drawn.weight * log_q.sum()
     for block in particles.cells:
         local = [d for d in draws if d.latent.name in block.latents]
-        slope, _ = derivatives(bound, block.log_weights)
-        for drawn in local:
-            log_q = _to_cells(drawn.log_q(fixed=True, scaled=True), block)
-            total = total + drawn.weight * (slope * log_q).sum()
-    return total / particles.num_outer
+        if local:
+            slope, curvature = derivatives(bound, block.log_weights)
+            for drawn in local:
+                log_q = _to_cells(drawn.log_q(fixed=True, scaled=True), block)
+                direct = direct + drawn.weight * (slope * log_q).sum()
+            for generation, linear in _through_draws(block, curvature, local).items():
+                before = [d for d in upstream if d.latent.generation < generation]
+                total = total - block.weight * without(linear, _generations(before))
+    return (total + without(direct, _generations(upstream))) / particles.num_outer
 
 
-def _through_draws(block: CellBlock, bound: Bound, local: list[Draws]) -> dict[int, Tensor]:
+def _through_draws(block: CellBlock, curvature: Tensor, local: list[Draws]) -> dict[int, Tensor]:
     """sum h (l through z) with everything upstream of z live, by the generation of z.
 
     Each draw enters as (total derivative, detached) * z, so what is drawn later counts with it.
@@ -143,7 +135,6 @@ def _through_draws(block: CellBlock, bound: Bound, local: list[Draws]) -> dict[i
     ]
     if not triples:
         return {}
-    _, curvature = derivatives(bound, block.log_weights)
     bent = (curvature * block.log_weights).sum()
     inputs = [z for _, z, _ in triples]
     grads = torch.autograd.grad(bent, inputs, retain_graph=True, allow_unused=True)

@@ -30,7 +30,7 @@ def test_no_path_counts_twice():
 
 
 def test_single_tensor():
-    x, a, b, total = graph()
+    x, _, b, total = graph()
     # through b: a x db/dx = 6 * 2 * 12
     assert grad(through(total, [[b]]), x) == 144.0
 

@@ -12,7 +12,7 @@ ZERO = torch.zeros(())
 
 
 def laid_out(program, local_plates="auto"):
-    """The layout of a program whose sites "x*" are observed in the model and absent in the guide."""
+    """The layout of a program whose sites x and y are observed, and absent in the guide."""
 
     def model():
         with pyro.poutine.condition(data={name: ZERO for name in ("x", "y", "xa", "xb")}):

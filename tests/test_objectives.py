@@ -348,7 +348,7 @@ def test_particle_numbers(build, number):
 
 def test_unknown_gradient():
     with pytest.raises(ValueError, match="'reinforce' is unknown; choose one of"):
-        StandardELBO(gradient="reinforce")
+        StandardELBO(gradient="reinforce")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("gradient", ["pathwise", "doubly_reparameterized"])
@@ -356,7 +356,7 @@ def test_reparameterised_gradient_of_a_discrete_latent(gradient):
     def coin(x=X):
         pyro.sample("coin", dist.Bernoulli(0.4))
 
-    with pytest.raises(ValueError, match="'coin'.*Bernoulli.*not differentiable.*gradient='auto'"):
+    with pytest.raises(ValueError, match=r"'coin'.*Bernoulli.*not differentiable.*gradient='auto'"):
         StandardELBO(gradient=gradient).loss_and_grads(coin, coin)
 
 
@@ -370,7 +370,7 @@ def test_latent_missing_in_the_model():
         model(x)
         pyro.sample("scael", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(ValueError, match="'scael' of the guide is missing in the model.*'scale'"):
+    with pytest.raises(ValueError, match=r"'scael' of the guide is missing in the model.*'scale'"):
         StandardELBO().loss(model, poutine.block(guide, hide=["x", "nothing"]))
 
 
@@ -431,7 +431,7 @@ def test_plate_whose_latents_are_read_outside():
         with pyro.plate("data", 4):
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(ValueError, match="site 'y' .* outside plate 'data' but depends on .* 'z'"):
+    with pytest.raises(ValueError, match=r"site 'y' .* outside plate 'data' but depends on .* 'z'"):
         ImportanceWeightedELBO(2, local_plates=("data",)).loss(pooled, guide)
     assert ImportanceWeightedELBO(2).explain(pooled, guide)["z"].place == "joint weight"
 

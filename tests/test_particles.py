@@ -97,8 +97,7 @@ def test_subsample_weight_stands_outside_the_cells(vectorize):
         log_p = sum(s["fn"].log_prob(s["value"]) for s in terms)
         q = runs[i][FactorKey("guide", "z")]
         expected.append(log_p - q["fn"].log_prob(q["value"]))
-    expected = torch.stack(expected).reshape(3, 1, 2)
-    torch.testing.assert_close(block.log_weights, expected)
+    torch.testing.assert_close(block.log_weights, torch.stack(expected).reshape(3, 1, 2))
 
 
 def test_sequential_and_vectorized_scores_of_the_same_draws_agree():

@@ -1,6 +1,7 @@
 """Laws 1, 3 and 5: values against Pyro's and closed forms, the landing, the order of the bounds."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pyro
@@ -120,7 +121,7 @@ def test_bounds_rise_with_the_particles_to_the_evidence():
     means, errors = [conjugate_elbo()], [0.0]
     for num_particles in (2, 8, 64, 512):
         loss = ImportanceWeightedELBO(num_particles, 1000, vectorize_particles=True)
-        values = -mean_loss(lambda loss=loss: loss.loss(model, guide), 20)
+        values = -mean_loss(partial(loss.loss, model, guide), 20)
         means.append(values.mean().item())
         errors.append(values.std().item() / math.sqrt(20))
     steps = np.diff([*means, LOG_EVIDENCE])
@@ -162,7 +163,7 @@ def test_guide_gradient_vanishes_at_the_posterior_for_every_draw(objective, vect
         for name, optimum in posterior_guide(3).items():
             toy.parameters[name].copy_(optimum)
     _, gradients = values_and_gradients(objective(vectorize_particles=vectorize), toy, 5)
-    assert list(toy.parameters)[0] == "theta"
+    assert next(iter(toy.parameters)) == "theta"
     guide_gradients = gradients[:, 1:]
     torch.testing.assert_close(
         guide_gradients, torch.zeros_like(guide_gradients), atol=1e-12, rtol=0

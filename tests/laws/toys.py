@@ -194,7 +194,7 @@ def discrete(*, plate: bool, dtype: torch.dtype = torch.float64) -> Toy:
             total = x.new_zeros(())
             for values in itertools.product([0.0, 1.0], repeat=num_particles):
                 pairs = [log_weight_and_log_q(x.new_full((3,), v)) for v in values]
-                log_q = sum(lq for _, lq in pairs)
+                log_q = torch.stack([lq for _, lq in pairs]).sum(0)
                 total = total + (log_q.exp() * log_mean_exp([lw for lw, _ in pairs])).sum()
             return total
         states = list(itertools.product([0.0, 1.0], repeat=3))
@@ -202,7 +202,7 @@ def discrete(*, plate: bool, dtype: torch.dtype = torch.float64) -> Toy:
         sums = [(lw.sum(), lq.sum()) for lw, lq in pairs]
         total = x.new_zeros(())
         for combination in itertools.product(sums, repeat=num_particles):
-            probability = sum(lq for _, lq in combination).exp()
+            probability = torch.stack([lq for _, lq in combination]).sum().exp()
             total = total + probability * log_mean_exp([lw for lw, _ in combination])
         return total
 

@@ -1,0 +1,134 @@
+"""Law 2 for Pyro's autoguides: every estimator has the mean of the pathwise one.
+
+The pathwise gradient is that of the value itself; its mean is the reference here because the
+objectives of these guides cannot be integrated by hand.
+"""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions.transforms import block_autoregressive
+from pyro.infer.autoguide import (
+    AutoDiagonalNormal,
+    AutoHierarchicalNormalMessenger,
+    AutoIAFNormal,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    AutoNormalizingFlow,
+    AutoNormalMessenger,
+    AutoRegressiveMessenger,
+    AutoStructured,
+    init_to_feasible,
+)
+
+from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
+from pyro_elbo_lab.objectives import ImportanceWeightedELBO, StandardELBO
+from tests.tolerances import assert_means_equal
+
+X = torch.tensor([0.3, -1.2, 2.8])
+
+
+def model():
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
+    with pyro.plate("data", 3):
+        z = pyro.sample("z", dist.Normal(0.0, scale))
+        pyro.sample("x", dist.Normal(z, 0.7), obs=X)
+
+
+AUTOGUIDES = {
+    "normal": lambda: AutoNormal(model, init_scale=0.6),
+    "diagonal": lambda: AutoDiagonalNormal(model, init_scale=0.6),
+    "mvn": lambda: AutoMultivariateNormal(model, init_scale=0.6),
+    "low-rank": lambda: AutoLowRankMultivariateNormal(model, init_scale=0.6),
+    "iaf": lambda: AutoIAFNormal(model, hidden_dim=[8]),
+    "block-autoregressive": lambda: AutoNormalizingFlow(model, block_autoregressive),
+    "messenger": lambda: AutoNormalMessenger(model, init_loc_fn=init_to_feasible, init_scale=0.6),
+    "hierarchical-messenger": lambda: AutoHierarchicalNormalMessenger(
+        model, init_loc_fn=init_to_feasible, init_scale=0.6
+    ),
+    "autoregressive-messenger": lambda: AutoRegressiveMessenger(model),
+    "structured": lambda: AutoStructured(
+        model,
+        conditionals={"scale": "normal", "z": "mvn"},
+        dependencies={"z": {"scale": "linear"}},
+        init_scale=0.6,
+    ),
+}
+KEYWORDS = {"vectorize_particles": True}
+OBJECTIVES = {
+    "standard": lambda gradient: StandardELBO(20, gradient, **KEYWORDS),
+    "cells": lambda gradient: ImportanceWeightedELBO(3, 20, gradient, **KEYWORDS),
+    "joint": lambda gradient: ImportanceWeightedELBO(3, 20, gradient, (), **KEYWORDS),
+}
+
+
+def gradients(objective, guide, num_evaluations):
+    parameters = list(guide.parameters())
+    samples = []
+    for _ in range(num_evaluations):
+        for p in parameters:
+            p.grad = None
+        objective.loss_and_grads(model, guide)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        samples.append(torch.cat([grad.reshape(-1) for grad in grads]))
+    return torch.stack(samples)
+
+
+def prepared(build):
+    pyro.set_rng_seed(0)
+    guide = build()
+    guide()
+    with torch.no_grad():
+        for p in guide.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return guide
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+@pytest.mark.parametrize("build", AUTOGUIDES.values(), ids=AUTOGUIDES)
+def test_auto_has_the_mean_of_pathwise(build, objective):
+    guide = prepared(build)
+    expected = gradients(objective("pathwise"), guide, 300)
+    assert_means_equal(gradients(objective("auto"), guide, 300), expected)
+
+
+@pytest.mark.parametrize("build", AUTOGUIDES.values(), ids=AUTOGUIDES)
+def test_analytic_kl_has_the_mean_of_pathwise(build):
+    guide = prepared(build)
+    expected = gradients(StandardELBO(20, "pathwise", **KEYWORDS), guide, 300)
+    assert_means_equal(gradients(AnalyticKLELBO(20, **KEYWORDS), guide, 300), expected)
+
+
+def test_flow_without_inverse_is_pathwise_and_says_so():
+    guide = prepared(AUTOGUIDES["block-autoregressive"])
+    row = StandardELBO().explain(model, guide).rows[0]
+    assert row.gradient == "pathwise"
+    assert "known only at its last draw" in row.why
+    with pytest.raises(ValueError, match="known only at its last draw"):
+        StandardELBO(gradient="doubly_reparameterized").loss(model, guide)
+
+
+def test_conditional_flow_with_inverse():
+    """q(z | scale) is an affine flow of a base that depends on an upstream draw."""
+    loc = torch.nn.Parameter(torch.tensor(0.3))
+    factor = torch.nn.Parameter(torch.tensor(0.4))
+
+    class Guide(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc, self.factor = loc, factor
+
+        def forward(self):
+            scale = pyro.sample("scale", dist.LogNormal(self.loc, 0.3))
+            shift = dist.transforms.AffineTransform(self.loc, self.factor.exp(), cache_size=1)
+            with pyro.plate("data", 3):
+                base = dist.Normal(self.factor * scale, 1.0)
+                pyro.sample("z", dist.TransformedDistribution(base, [shift]))
+
+    pyro.set_rng_seed(0)
+    guide = Guide()
+    for objective in OBJECTIVES.values():
+        expected = gradients(objective("pathwise"), guide, 300)
+        assert_means_equal(gradients(objective("doubly_reparameterized"), guide, 300), expected)

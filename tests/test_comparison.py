@@ -1,0 +1,330 @@
+"""Distances, diagnostics and verdicts on planted draws whose answers are known."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from scipy import stats
+
+from pyro_elbo_lab._distances import coverage, noise_floors, wasserstein
+from pyro_elbo_lab._importance import diagnose
+from pyro_elbo_lab.comparison import compare
+from tests.planted import normal, standard_normal, tree
+from tests.tolerances import assert_mean_equals, critical_value
+
+N = 4000  # draws on each side
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.5, 1.0), (0.0, 0.5), (-1.0, 2.0)])
+def test_moments_match_the_closed_form(shift: float, scale: float) -> None:
+    table = compare({"q": normal(1, shift, scale)}, standard_normal(0)).table.loc["q"]
+    z = critical_value(2 * len(table))
+    assert (abs(table["mean_error"] - shift) < z * table["mean_error_mcse"]).all()
+    assert (abs(table["sd_ratio"] - scale) < z * table["sd_ratio_mcse"]).all()
+
+
+def test_monte_carlo_errors_match_the_closed_form() -> None:
+    """Both sides are independent normal draws; their errors are estimated to a few per cent."""
+    table = compare({"q": normal(1, 0.5, 2.0)}, standard_normal(0)).table
+    # The reference's own mean and sd scale the error, so its part is 1/sqrt(N), not 2/sqrt(N).
+    np.testing.assert_allclose(table["mean_error_mcse"], math.sqrt(5 / N), rtol=0.15)
+    np.testing.assert_allclose(table["sd_ratio_mcse"], math.sqrt((4 + 4) / (2 * N)), rtol=0.15)
+
+
+def test_wasserstein_equals_scipys(rng: np.random.Generator) -> None:
+    a, b = rng.normal(size=(3, 2, 50)), rng.exponential(size=(3, 1, 77))
+    expected = [stats.wasserstein_distance(x.ravel(), y.ravel()) for x, y in zip(a, b, strict=True)]
+    np.testing.assert_allclose(wasserstein(a, b), expected, rtol=1e-12)
+
+
+def test_wasserstein_of_a_shift_is_the_shift(rng: np.random.Generator) -> None:
+    a = rng.normal(size=(1, 2, 500))
+    np.testing.assert_allclose(wasserstein(a, a + 0.7), 0.7, rtol=1e-12)
+    assert wasserstein(a, a) == 0
+
+
+def test_wasserstein_of_a_scale_matches_the_closed_form(rng: np.random.Generator) -> None:
+    """W1 of Normal(0, s) and Normal(0, 1) is |s - 1| E|z|, E|z| = sqrt(2 / pi)."""
+    draws = rng.normal(size=(200, 1, N)), rng.normal(size=(200, 1, N))
+    assert_mean_equals(wasserstein(draws[0] * 3, draws[1]), 2 * math.sqrt(2 / math.pi))
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_coverage_matches_the_closed_form(scale: float, rng: np.random.Generator) -> None:
+    q, p = scale * rng.normal(size=(200, 1, 20_000)), rng.normal(size=(200, 1, 1000))
+    high = stats.norm.ppf(0.95) * scale
+    assert_mean_equals(coverage(q, p), 2 * stats.norm.cdf(high) - 1)
+
+
+def test_identical_distributions_are_within_the_noise_floor(rng: np.random.Generator) -> None:
+    """Distances of two samples of one distribution are no larger, on average, than the floor."""
+    reference = rng.normal(size=(4, 1000, 500))
+    floors = noise_floors(np.moveaxis(reference, -1, 0))
+    result = compare({"q": tree_of(rng.normal(size=(1, N, 500)))}, tree_of(reference)).table
+    agreement = {"mean_error": 0, "sd_ratio": 1, "wasserstein": 0, "coverage": 0.9}
+    for column, value in agreement.items():
+        floor = floors[f"{column}_floor"]
+        np.testing.assert_allclose(result[f"{column}_floor"], floor)
+        # The halves have 2000 draws each, the sides 4000: the floor is sqrt(2) times larger.
+        assert abs(result[column] - value).mean() < floor.mean()
+
+
+def tree_of(draws: np.ndarray) -> xr.DataTree:
+    posterior = xr.Dataset({"x": (("chain", "draw", "i"), draws)})
+    return xr.DataTree.from_dict({"posterior": posterior})
+
+
+def test_poor_mixing_raises_the_floor(rng: np.random.Generator) -> None:
+    shifted = rng.normal(size=(1, 4, 1000)) + np.array([0.0, 1.0, 0.0, 1.0])[:, None]
+    floors = noise_floors(shifted)
+    assert floors["mean_error_floor"] > 0.8 and floors["wasserstein_floor"] > 0.8
+
+
+@pytest.mark.parametrize("k", [0.3, 0.7, 1.2])
+def test_k_hat_recovers_a_pareto_tail(k: float, rng: np.random.Generator) -> None:
+    """exp(k E) with E ~ Exponential(1) has Pareto shape k: the sign of the log-weights matters.
+
+    The fit uses M = 3 sqrt(S) values, whose asymptotic sd is (1 + k) / sqrt(M), and draws k-hat
+    towards 0.5 by 10 pseudo-observations of M + 10.
+    """
+    S = 100_000
+    M = 3 * math.sqrt(S)
+    k_hats = [diagnose(k * rng.exponential(size=S)).k_hat for _ in range(50)]
+    expected = (M * k + 10 * 0.5) / (M + 10)
+    assert abs(np.mean(k_hats) - expected) < critical_value() * (1 + k) / math.sqrt(50 * M)
+
+
+def test_k_hat_of_equal_variances_is_small(rng: np.random.Generator) -> None:
+    """Normal(0.3, 1) for Normal(0, 1): log-normal weights, all moments finite."""
+    x = 0.3 + rng.normal(size=20_000)
+    result = diagnose(-(x**2) / 2 + (x - 0.3) ** 2 / 2)
+    assert result.k_hat < 0.4
+    assert abs(result.log_evidence) < critical_value() * result.log_evidence_se
+
+
+def test_elbo_and_evidence_match_the_closed_form(rng: np.random.Generator) -> None:
+    """x | z ~ N(z, s^2), z ~ N(0, 1), q = N(0.2, sqrt 0.6): known log p(x), ELBO."""
+    x, s = 1.3, math.sqrt(0.5)
+    scale = math.sqrt(0.6)
+    z = rng.normal(0.2, scale, size=50_000)
+    log_w = stats.norm.logpdf(x, z, s) + stats.norm.logpdf(z) - stats.norm.logpdf(z, 0.2, scale)
+    result = diagnose(log_w)
+    assert abs(result.elbo - -2.457778) < critical_value() * result.elbo_se
+    assert abs(result.log_evidence - -1.685004) < critical_value() * result.log_evidence_se
+    assert result.k_hat_threshold == 0.7
+
+
+@pytest.mark.parametrize(("S", "threshold"), [(100, 0.5), (1000, 2 / 3), (10_000, 0.7)])
+def test_threshold_depends_on_the_number_of_draws(S: int, threshold: float) -> None:
+    assert diagnose(np.linspace(0, 1, S)).k_hat_threshold == pytest.approx(min(threshold, 0.7))
+
+
+def test_constant_weights_are_perfect() -> None:
+    result = diagnose(np.full(1000, -3.5) + 1e-7 * np.arange(1000))
+    assert result.k_hat == 0
+    assert result.log_evidence == pytest.approx(-3.5, abs=1e-3)
+    assert result.weight_ess == pytest.approx(1000)
+
+
+def test_evidence_is_withheld_when_k_hat_is_too_large(rng: np.random.Generator) -> None:
+    result = diagnose(1.5 * rng.exponential(size=5000))
+    assert result.k_hat > 0.7
+    assert math.isnan(result.log_evidence) and math.isnan(result.log_evidence_se)
+
+
+def test_some_draws_outside_the_support_are_allowed(rng: np.random.Generator) -> None:
+    """A uniform target on half of a uniform guide's range: half the weights are 0, the rest 2."""
+    log_w = np.where(rng.uniform(size=4000) < 0.5, -np.inf, math.log(2))
+    result = diagnose(log_w)
+    assert result.elbo == -np.inf
+    assert abs(result.log_evidence) < critical_value() * result.log_evidence_se
+
+
+VERDICTS = {
+    "good": normal(1),
+    "under-dispersed": normal(2, scale=0.45),
+    "biased": normal(3, shift=2.5),
+    "good after importance weighting": normal(4, scale=1.5),
+    "point estimate": normal(5, scale=0.0),
+}
+
+
+@pytest.mark.parametrize("kind", VERDICTS)
+def test_planted_failures_get_their_verdict(kind: str) -> None:
+    comparison = compare({"q": VERDICTS[kind]}, standard_normal(0))
+    assert comparison.findings["q"].kind == kind
+    assert comparison.verdicts["q"].lower().startswith(kind)
+
+
+def test_good_marginals_without_weights_or_with_a_bad_k_hat(rng: np.random.Generator) -> None:
+    q = normal(1)
+    heavy = q.copy()
+    heavy["sample_stats"].dataset["log_weight"].values[:] = 2 * rng.exponential(size=(1, N))
+    del q["sample_stats"]
+    comparison = compare({"weightless": q, "heavy": heavy}, standard_normal(0))
+    assert [found.kind for found in comparison.findings.values()] == ["good marginals"] * 2
+    assert "no log-weights" in comparison.verdicts["weightless"]
+    assert "exceeds 0.70" in comparison.verdicts["heavy"]
+
+
+def test_a_lost_mode_is_found_though_k_hat_is_low(rng: np.random.Generator) -> None:
+    """The guide is exact on one of two modes: its weights are constant, and blind to the other."""
+    mode = np.where(rng.uniform(size=(4, 1000)) < 0.5, -5.0, 5.0)
+    target = tree(mode + rng.normal(size=(4, 1000)))
+    q = tree(5 + rng.normal(size=(1, N)), log_weight=np.full((1, N), -math.log(2)))
+    comparison = compare({"one mode": q}, target)
+    assert set(comparison.findings["one mode"].kind.split(" and ")) == {"biased", "under-dispersed"}
+    assert "misses a region" in comparison.verdicts["one mode"]
+
+
+def test_too_few_draws_cannot_tell() -> None:
+    comparison = compare({"q": normal(1, num_draws=100)}, standard_normal(0, num_draws=50))
+    assert comparison.findings["q"].kind == "cannot tell"
+
+
+def test_an_unreliable_reference_overrides_every_verdict() -> None:
+    reference = standard_normal(0, reliable=0, reliability="R-hat is 1.32 in mu.")
+    comparison = compare({"good": normal(1), "narrow": normal(2, scale=0.3)}, reference)
+    assert not comparison.reference_reliable
+    assert comparison.reference_note == "R-hat is 1.32 in mu."
+    for name in ("good", "narrow"):
+        assert comparison.findings[name].kind == "reference unreliable"
+        assert (
+            "reference itself cannot be trusted (R-hat is 1.32 in mu)" in comparison.verdicts[name]
+        )
+
+
+def test_verdicts_raise_no_false_alarm_on_many_parameters(rng: np.random.Generator) -> None:
+    reference, q = rng.normal(size=(4, 1000, 1000)), rng.normal(size=(1, N, 1000))
+    comparison = compare({"q": tree_of(q)}, tree_of(reference))
+    assert comparison.findings["q"].kind == "good marginals"
+    assert len(comparison.table) == 1000
+
+
+def test_labels_and_table() -> None:
+    comparison = compare({"a": normal(1), "b": normal(2)}, standard_normal(0))
+    table = comparison.table
+    assert isinstance(table, pd.DataFrame)
+    assert table.loc["b"].index.tolist() == ["mu", "theta[north]", "theta[south]"]
+    assert comparison.summary.index.tolist() == ["a", "b"]
+    assert comparison.summary.loc["a", "verdict"] == "good"
+    assert not table.isna().to_numpy().any()
+
+
+def test_elements_are_matched_by_coordinate() -> None:
+    q = normal(1, shift=0.0)
+    q["posterior"].dataset["theta"].values[..., 1] += 3
+    backwards = xr.DataTree.from_dict({"posterior": q["posterior"].isel(site=[1, 0]).to_dataset()})
+    table = compare({"q": backwards}, standard_normal(0)).table.loc["q", "mean_error"]
+    assert abs(table["theta[north]"]) < 0.2 and abs(table["theta[south]"] - 3) < 0.2
+
+
+def test_draws_gives_what_was_compared() -> None:
+    reference, q = standard_normal(0), normal(1)
+    found = compare({"q": q}, reference).draws("theta[south]")
+    np.testing.assert_array_equal(found["q"], q["posterior"].dataset["theta"].values[0, :, 1])
+    assert found["reference"].shape == (4000,)
+
+
+def test_parameters_missing_on_either_side_are_named() -> None:
+    q = normal(1)
+    changed = q["posterior"].to_dataset().assign(z=q["posterior"].dataset["mu"] + 1)
+    q["posterior"] = xr.DataTree(changed.drop_vars("theta"))
+    comparison = compare({"q": q, "full": normal(2)}, standard_normal(0))
+    assert comparison.table.loc["q"].index.tolist() == ["mu"]
+    assert len(comparison.table.loc["full"]) == 3
+    assert any("missing in the reference: z" in note for note in comparison.notes)
+    assert any("missing in 'q': theta" in note for note in comparison.notes)
+
+
+def test_constants_are_left_out_and_named() -> None:
+    reference = standard_normal(0)
+    reference["posterior"].dataset["theta"].values[..., 0] = 1.0
+    comparison = compare({"q": normal(1)}, reference)
+    assert comparison.table.loc["q"].index.tolist() == ["mu", "theta[south]"]
+    assert comparison.notes == ("not compared, constant in the reference: theta[north]",)
+
+
+def test_save_round_trips(tmp_path: Path) -> None:
+    comparison = compare({"a": normal(1), "b": normal(2)}, standard_normal(0))
+    folder = comparison.save(tmp_path / "new" / "folder")
+    with xr.open_dataset(folder / "comparison.nc", engine="h5netcdf") as saved:
+        xr.testing.assert_allclose(saved.load(), comparison.dataset)
+    table = pd.read_csv(folder / "table.csv", index_col=[0, 1])
+    np.testing.assert_allclose(table.to_numpy(), comparison.table.to_numpy())
+    assert pd.read_csv(folder / "summary.csv", index_col=0).loc["a", "verdict"] == "good"
+
+
+def test_str_shows_summary_and_verdicts() -> None:
+    comparison = compare({"narrow": normal(1, scale=0.45)}, standard_normal(0))
+    assert comparison.verdicts["narrow"] in str(comparison)
+    assert "k_hat" in str(comparison)
+
+
+def nan_draw(q: xr.DataTree) -> None:
+    q["posterior"].dataset["theta"].values[0, 7, 1] = np.nan
+
+
+def nan_weight(q: xr.DataTree) -> None:
+    q["sample_stats"].dataset["log_weight"].values[0, 7] = np.nan
+
+
+def no_posterior(q: xr.DataTree) -> None:
+    del q["posterior"]
+
+
+def other_shape(q: xr.DataTree) -> None:
+    q["posterior"] = xr.DataTree(q["posterior"].to_dataset().isel(site=[0]))
+
+
+def other_coordinates(q: xr.DataTree) -> None:
+    q["posterior"] = xr.DataTree(q["posterior"].to_dataset().assign_coords(site=["east", "west"]))
+
+
+def nothing_in_common(q: xr.DataTree) -> None:
+    renamed = q["posterior"].to_dataset().rename(mu="m", theta="t")
+    q["posterior"] = xr.DataTree(renamed)
+
+
+def few_draws(q: xr.DataTree) -> None:
+    q["posterior"] = xr.DataTree(q["posterior"].to_dataset().isel(draw=slice(5)))
+
+
+def no_chains(q: xr.DataTree) -> None:
+    q["posterior"] = xr.DataTree(q["posterior"].to_dataset().isel(chain=0))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (nan_draw, r"'theta' of 'q' has 1 NaN .* first in theta\[south\]"),
+        (nan_weight, r"sample_stats variable 'log_weight' of 'q': 1 of 4000 log-weights are NaN"),
+        (no_posterior, r"'q' has no posterior group, only \['sample_stats'\]"),
+        (other_shape, r"'theta' has shape \(1,\) in 'q' and \(2,\) in the reference"),
+        (other_coordinates, r"'site' has the values \['east', 'west'\] in 'q'"),
+        (nothing_in_common, r"no varying parameter in common: 'q' has \['m', 't'\]"),
+        (few_draws, r"'q' has 1 chains of 5 draws; at least 25"),
+        (no_chains, r"'mu' of 'q' has dimensions \('draw',\) and lacks \['chain'\]"),
+    ],
+)
+def test_bad_trees_are_refused(spoil: object, message: str) -> None:
+    q = normal(1)
+    assert callable(spoil)
+    spoil(q)
+    with pytest.raises(ValueError, match=message):
+        compare({"q": q}, standard_normal(0))
+
+
+def test_nothing_to_compare_is_refused() -> None:
+    with pytest.raises(ValueError, match="no approximation"):
+        compare({}, standard_normal(0))
+    with pytest.raises(ValueError, match="'reference' is the name of the reference"):
+        compare({"reference": normal(1)}, standard_normal(0))

@@ -1,0 +1,129 @@
+"""The house rules that a reader would otherwise have to check by hand."""
+
+import ast
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import pyro.infer
+import pytest
+
+import pyro_elbo_lab
+
+ROOT = Path(__file__).parents[1]
+MODULES = {path.stem: path for path in sorted((ROOT / "pyro_elbo_lab").glob("*.py"))}
+
+# Each module may import those of the rows above its own.
+STORY = [
+    ["bounds", "explanation"],
+    ["structure"],
+    ["layout"],
+    ["particles"],
+    ["gradients"],
+    ["objectives"],
+    ["analytic_kl", "fit"],
+    ["convert"],
+    ["potential"],
+    ["reference"],
+    ["_distances", "_draws", "_importance"],
+    ["verdict"],
+    ["comparison"],
+    ["plots"],
+    ["_page"],
+    ["report"],
+    ["_model_file"],
+    ["_specs"],
+    ["cli"],
+    ["__init__"],
+]
+# A Comparison's plot methods import the plots, which need the Comparison, when they are called.
+DEFERRED = {"comparison": {"plots"}}
+RUN_MODELS_UNDER_POUTINE = {"structure", "particles", "convert", "fit", "potential"}
+
+
+def imports(module: str) -> set[str]:
+    """Dotted names a module imports anywhere in its text, `pyro.poutine` used as such included."""
+    names = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            prefix = "pyro_elbo_lab." if node.level else ""
+            names |= {f"{prefix}{node.module or ''}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) == "pyro.poutine":
+            names.add("pyro.poutine")
+    return names
+
+
+def packages(module: str) -> set[str]:
+    return {name.split(".")[0] for name in imports(module)}
+
+
+def siblings(module: str) -> set[str]:
+    return {name.split(".")[1] for name in imports(module) if name.startswith("pyro_elbo_lab.")}
+
+
+def packages_reached(module: str) -> set[str]:
+    """Packages imported by a module or by the modules that it imports."""
+    below = siblings(module) - DEFERRED.get(module, set())
+    return packages(module).union(*map(packages_reached, below))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down_the_story(module: str) -> None:
+    row = next((i for i, names in enumerate(STORY) if module in names), None)
+    assert row is not None, f"give {module}.py its place in STORY"
+    above = {name for names in STORY[:row] for name in names}
+    upward = siblings(module) - above - DEFERRED.get(module, set())
+    assert not upward, f"{module}.py imports {sorted(upward)}"
+    assert "pyro_elbo_lab" not in imports(module), "import its modules, not the package"
+
+
+def test_only_these_rooms_touch_poutine() -> None:
+    users = {m for m in MODULES if any(name.startswith("pyro.poutine") for name in imports(m))}
+    assert users <= RUN_MODELS_UNDER_POUTINE
+
+
+def test_bounds_are_pure_torch() -> None:
+    assert packages("bounds") - set(sys.stdlib_module_names) == {"torch"}
+
+
+@pytest.mark.parametrize("module", ["comparison", "plots"])
+def test_comparing_needs_no_torch(module: str) -> None:
+    assert packages_reached(module).isdisjoint({"torch", "pyro"})
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_library_imports_no_models_and_no_tests(module: str) -> None:
+    assert packages(module).isdisjoint({"models", "tests"})
+
+
+def lacks(name: str) -> str | None:
+    """What is missing from the docstring of a public name."""
+    public = getattr(pyro_elbo_lab, name)
+    documentation = inspect.getdoc(public)
+    if not documentation:
+        return f"{name} has no docstring"
+    is_objective = inspect.isclass(public) and issubclass(public, pyro.infer.ELBO)
+    if (inspect.isfunction(public) or is_objective) and ">>>" not in documentation:
+        return f"the docstring of {name} has no example"
+    return None
+
+
+def test_public_names_are_documented() -> None:
+    assert pyro_elbo_lab.__all__
+    missing = [lacking for name in pyro_elbo_lab.__all__ if (lacking := lacks(name))]
+    assert not missing, "; ".join(missing)
+
+
+def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python blocks run in order, in one namespace and an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    assert blocks, "README.md has no Python code"
+    namespace = {"__name__": "readme"}
+    for block in blocks:
+        lines_before = text.count("\n", 0, block.start(1))
+        exec(compile("\n" * lines_before + block[1], "README.md", "exec"), namespace)
