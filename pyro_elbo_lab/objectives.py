@@ -26,6 +26,7 @@ from pyro_elbo_lab.particles import (
     StructureChangedError,
     draw,
     find_nan,
+    is_vectorizable,
     touching_cells,
 )
 from pyro_elbo_lab.structure import FactorKey, Program, Site, Structure, analyse, aside
@@ -120,6 +121,8 @@ class Objective(ELBO):
                 )
         if gradient not in GRADIENTS:
             raise ValueError(f"{name}: gradient={gradient!r} is unknown; choose one of {GRADIENTS}")
+        if find_routes and bound is not mean:
+            raise ValueError(f"{name}: only a linear bound can use exact expectations")
         super().__init__(num_particles=num_inner * num_outer, **pyro_keywords)
         self.name = name
         self.bound = bound
@@ -246,6 +249,7 @@ class Objective(ELBO):
 
     def _make_plan(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> _Plan:
         structure, sites = analyse(model, guide, args, kwargs)
+        self._warn_of_mixed_particles(model, guide, args, kwargs)
         layout = self._lay_out(structure, model, guide, args, kwargs)
         choices = gradients.choose(structure, layout, self.gradient)
         routes = self.find_routes(structure, sites) if self.find_routes else {}
@@ -260,7 +264,7 @@ class Objective(ELBO):
     def _lay_out(
         self, structure: Structure, model: Program, guide: Program, args: tuple, kwargs: dict
     ) -> Layout:
-        if self.bound is mean or self.num_inner == 1:
+        if self._is_linear():
             return linear()
         layout = lay_out(structure, self.local_plates)
         if not any(layout.cells.values()):
@@ -280,6 +284,26 @@ class Objective(ELBO):
             )
         warnings.warn(f"{self.name} uses joint weights: {found}.", stacklevel=5)
         return joint(structure, found)
+
+    def _is_linear(self) -> bool:
+        if self.bound is mean:
+            return True
+        probe = torch.tensor([[-1.5, 2.0]])
+        return self.num_inner == 1 and torch.allclose(self.bound(probe), probe[0])
+
+    def _warn_of_mixed_particles(
+        self, model: Program, guide: Program, args: tuple, kwargs: dict
+    ) -> None:
+        if not self.vectorize_particles or self.num_inner * self.num_outer == 1:
+            return
+        if not is_vectorizable(model, guide, args, kwargs):
+            warnings.warn(
+                f"{self.name}: vectorized particles do not score as they do one by one. Either "
+                "model or guide mixes dimensions (index them from the right, and declare batch "
+                "dimensions with pyro.plate), or it draws random numbers outside of pyro.sample. "
+                "vectorize_particles=False is always right.",
+                stacklevel=6,
+            )
 
     def _checked(self, value: Tensor, particles: Particles) -> float:
         loss = -value.item()

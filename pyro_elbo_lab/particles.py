@@ -21,7 +21,6 @@ import pyro
 import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -40,6 +39,8 @@ from pyro_elbo_lab.structure import (
     run,
     signature,
 )
+
+Values = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ def draw(
     nesting = max(structure.max_plate_nesting, max_plate_nesting)
     shared = frozenset(structure.latents.keys() - layout.local) if num_inner > 1 else frozenset()
 
-    def once(tied: frozenset[str]) -> tuple[dict[FactorKey, Site], Trace, Trace]:
+    def once(tied: frozenset[str]) -> tuple[dict[FactorKey, Site], Trace, Values]:
         prepare = _Prepare(
             frozenset(structure.latents), tied, num_inner, detached, refreshed, leaves
         )
@@ -232,20 +233,21 @@ def draw(
         sites = factors(model_trace, guide_trace)
         if signature(sites) != structure.signature:
             raise StructureChangedError
-        return sites, model_trace, _to_replay(model_trace, guide_trace, shared)
+        return sites, model_trace, _to_recall(model_trace, guide_trace, shared)
 
     runs = []
     if vectorize:
         with pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1) if num > 1 else nullcontext():
             runs.append(once(shared))
     else:
-        earlier: dict[int, Trace] = {}
+        earlier: dict[int, Values] = {}
+        subsamples: Values = {}
         for particle in range(num):
             inner, outer = divmod(particle, num_outer)
-            replayed = earlier[outer] if inner else _only_subsamples(earlier.get(0))
-            with ReplayMessenger(replayed):
+            with _Recall(earlier[outer] if inner else subsamples):
                 runs.append(once(frozenset()))
             earlier.setdefault(outer, runs[-1][2])
+            subsamples = {n: v for n, v in earlier[0].items() if n not in shared}
     stack = _Stack(num_inner, num_outer, nesting, vectorize)
     sites = tuple(run[0] for run in runs)
     traces = tuple(run[1] for run in runs)
@@ -286,13 +288,11 @@ def is_vectorizable(model: Program, guide: Program, args: tuple, kwargs: dict) -
         except (RuntimeError, ValueError, IndexError, AssertionError):
             return False
         for i in range(2):
-            kept = _only_subsamples(both.model_traces[0])
+            values = _to_recall(both.model_traces[0], both.model_traces[0], frozenset())
             for name in structure.latents:
-                site = both.runs[0][FactorKey("guide", name)].copy()
-                shape = single[FactorKey("guide", name)]["value"].shape
-                site["value"] = site["value"][i].reshape(shape)
-                kept.nodes[name] = site
-            with ReplayMessenger(kept):
+                key = FactorKey("guide", name)
+                values[name] = both.runs[0][key]["value"][i].reshape(single[key]["value"].shape)
+            with _Recall(values):
                 alone = draw(model, guide, args, kwargs, **options)
             for one, two in zip(alone.shared, both.shared, strict=True):
                 if not torch.allclose(one.value[0].sum(), two.value[i].sum(), rtol=1e-3, atol=1e-3):
@@ -366,21 +366,25 @@ class _Prepare(Messenger):
         msg["value"] = value
 
 
-def _to_replay(model_trace: Any, guide_trace: Any, latents: frozenset[str]) -> Trace:
-    kept = Trace()
-    for trace in (model_trace, guide_trace):
-        for name, site in trace.nodes.items():
-            if is_subsample(site):
-                kept.nodes[name] = site
-    kept.nodes.update({name: guide_trace.nodes[name] for name in latents})
-    return kept
+class _Recall(Messenger):
+    """Gives sites the values of an earlier run. Unlike `poutine.replay` it leaves a site's `infer`
+    alone, where a GuideMessenger keeps the prior of this run."""
+
+    def __init__(self, values: Values) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["done"] = True
+            msg["value"] = self.values[msg["name"]]
 
 
-def _only_subsamples(trace: Trace | None) -> Trace:
-    kept = Trace()
-    if trace is not None:
-        kept.nodes.update({n: s for n, s in trace.nodes.items() if is_subsample(s)})
-    return kept
+def _to_recall(model_trace: Trace, guide_trace: Trace, latents: frozenset[str]) -> Values:
+    """The subsamples of all plates, and the draws of the named latents."""
+    sites = [*model_trace.nodes.items(), *guide_trace.nodes.items()]
+    values = {name: site["value"] for name, site in sites if is_subsample(site)}
+    return values | {name: guide_trace.nodes[name]["value"] for name in latents}
 
 
 @dataclass(frozen=True)

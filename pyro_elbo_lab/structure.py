@@ -9,6 +9,7 @@ Together with `particles` this is the only module that runs programs under Pyro'
 """
 
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -200,19 +201,22 @@ def analyse(
     _check(model_trace, guide_trace)
     sites = factors(model_trace, guide_trace)
     plate_dims = {f.name: f.dim for site in sites.values() for f in _plates(site)}
-    with (
-        aside(),
-        torch.no_grad(),
-        pyro.validation_enabled(False),
-        _Escapes() as escapes,
-    ):
-        carried = factors(*run(model, guide, args, kwargs, while_guiding=_CarryNames()))
-        direct = {key: _provenance(site, site["value"]) for key, site in carried.items()}
-        params = {key: _provenance(site, _plain(site)) for key, site in carried.items()}
+    try:
+        direct, params, escaped = _follow(model, guide, args, kwargs)
+    except Exception as error:
+        warnings.warn(
+            f"Could not follow what depends on what ({type(error).__name__}: {error}). Every site "
+            "is taken to depend on every latent: importance weights are joint, and fewer terms of "
+            "an analytic KL are exact.",
+            stacklevel=2,
+        )
+        none = dict.fromkeys(sites, frozenset[str]())
+        everything = frozenset(k.name for k, s in sites.items() if k.side == "guide")
+        direct, params, escaped = none, none, everything
     latents: dict[str, Latent] = {}
     for key, site in sites.items():
         if key.side == "guide" and is_random(site):
-            upstream = (params[key] | escapes.names) & latents.keys()
+            upstream = (params[key] | escaped) & latents.keys()
             latents[key.name] = Latent(
                 name=key.name,
                 distribution=_distribution_name(site["fn"]),
@@ -225,10 +229,10 @@ def analyse(
     own = {key: frozenset({key.name} & latents.keys()) for key in sites}
     structure = Structure(
         latents=latents,
-        reads={key: direct[key] | escapes.names | own[key] for key in sites},
+        reads={key: (direct[key] | escaped) & latents.keys() | own[key] for key in sites},
         plates={key: frozenset(f.name for f in _plates(site)) for key, site in sites.items()},
         parents={
-            key.name: params[key] | escapes.names - {key.name}
+            key.name: (params[key] | escaped) & latents.keys() - {key.name}
             for key, site in sites.items()
             if key.side == "model" and not site["is_observed"]
         },
@@ -236,6 +240,23 @@ def analyse(
         signature=signature(sites),
     )
     return structure, sites
+
+
+def _follow(
+    model: Program, guide: Program, args: tuple, kwargs: dict
+) -> tuple[dict[FactorKey, frozenset[str]], dict[FactorKey, frozenset[str]], frozenset[str]]:
+    """For every factor the latents that it reads, the same for its parameters alone, and the
+    latents that left the tensor world."""
+    with (
+        aside(),
+        torch.no_grad(),
+        pyro.validation_enabled(False),
+        _Escapes() as escapes,
+    ):
+        carried = factors(*run(model, guide, args, kwargs, while_guiding=_CarryNames()))
+        direct = {key: _provenance(site, site["value"]) for key, site in carried.items()}
+        params = {key: _provenance(site, _plain(site)) for key, site in carried.items()}
+    return direct, params, escapes.names
 
 
 @contextmanager

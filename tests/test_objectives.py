@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -465,3 +466,38 @@ def test_a_bound_of_your_own():
     guide = AutoNormal(model)
     guide(X)
     assert math.isfinite(objective.loss_and_grads(model, guide, X))
+
+
+def test_bound_that_is_not_the_weight_itself_at_one_particle():
+    def shifted(log_weights):
+        return log_weights.logsumexp(0) + 1.0
+
+    def flat():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    assert Objective("Shifted", shifted).loss(flat, flat) == -1.0
+
+
+def test_exact_expectations_need_a_linear_bound():
+    with pytest.raises(ValueError, match="only a linear bound"):
+        Objective("Wrong", torch.amax, find_routes=lambda structure, sites: {})
+
+
+def test_mixed_particles_are_warned_of_once():
+    weights = torch.arange(3.0)
+
+    def mixing(x=X):
+        w = pyro.sample("w", dist.Normal(weights, 1.0).to_event(1))
+        with pyro.plate("data", 4):
+            pyro.sample("x", dist.Normal(w.sum(), 1.0), obs=x)
+
+    def guide(x=X):
+        pyro.sample("w", dist.Normal(weights, 1.0).to_event(1))
+
+    objective = StandardELBO(2, vectorize_particles=True)
+    with pytest.warns(UserWarning, match="do not score as they do one by one"):
+        objective.loss(mixing, guide)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        objective.loss(mixing, guide)
+        StandardELBO(2).loss(mixing, guide)

@@ -116,3 +116,22 @@ def test_shapes_that_disagree():
 
     with pytest.raises(ValueError, match="disagree at site 'z'"):
         analyse(model, guide, (), {})
+
+
+def test_programs_that_cannot_be_followed_depend_on_everything():
+    def strict():
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        if type(a) is not torch.Tensor:
+            raise TypeError("only plain tensors")
+        pyro.sample("b", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(a, 1.0), obs=X[0])
+
+    def guide():
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("b", dist.Normal(0.0, 1.0))
+
+    with pytest.warns(UserWarning, match="Could not follow.*only plain tensors"):
+        structure, _ = analyse(strict, guide, (), {})
+    assert reads(structure, "model", "x") == {"a", "b"}
+    assert structure.latents["b"].upstream == {"a"}
+    assert structure.parents["a"] == {"b"}
