@@ -60,12 +60,12 @@ def choose(structure: Structure, layout: Layout, gradient: Gradient) -> dict[str
     Raises:
         ValueError: the estimator asked for is illegal for a latent, which is named.
     """
-    pick = {"auto": _automatic, "score": _all_score}.get(gradient)
-    if pick is None:
-        _demand_reparameterized(structure, gradient)
-        choice = Choice(gradient, "asked for")  # type: ignore[arg-type]
-        return dict.fromkeys(structure.latents, choice)
-    return {name: pick(latent, structure, layout) for name, latent in structure.latents.items()}
+    if gradient == "auto":
+        latents = structure.latents.items()
+        return {name: _automatic(latent, structure, layout) for name, latent in latents}
+    for latent in structure.latents.values():
+        _check_legal(latent, gradient)
+    return dict.fromkeys(structure.latents, Choice(gradient, "asked for"))
 
 
 def value(particles: Particles, bound: Bound) -> Tensor:
@@ -210,24 +210,17 @@ def _automatic(latent: Latent, structure: Structure, layout: Layout) -> Choice:
     return Choice("doubly_reparameterized", f"{latent.distribution} is reparameterized")
 
 
-def _all_score(latent: Latent, structure: Structure, layout: Layout) -> Choice:
-    return Choice("score", "asked for")
-
-
-def _demand_reparameterized(structure: Structure, gradient: str) -> None:
-    for latent in structure.latents.values():
-        found = None
-        if not latent.reparameterized:
-            found = (
-                f"has the distribution {latent.distribution}, whose draws are not differentiable"
-            )
-        elif gradient == "doubly_reparameterized" and not latent.evaluable:
-            found = f"is a {latent.distribution} whose log-density is known only at its last draw"
-        if found:
-            raise ValueError(
-                f"gradient={gradient!r} is illegal for latent '{latent.name}': it {found}. "
-                "Use gradient='auto', which chooses an estimator for each site."
-            )
+def _check_legal(latent: Latent, estimator: Estimator) -> None:
+    found = None
+    if not latent.reparameterized and estimator != "score":
+        found = f"has the distribution {latent.distribution}, whose draws are not differentiable"
+    elif not latent.evaluable and estimator != "pathwise":
+        found = f"is a {latent.distribution} whose log-density is known only at its last draw"
+    if found:
+        raise ValueError(
+            f"gradient={estimator!r} is illegal for latent '{latent.name}': it {found}. "
+            "Use gradient='auto', which chooses an estimator for each site."
+        )
 
 
 def _block(latent: Latent, structure: Structure, layout: Layout) -> list[Latent]:

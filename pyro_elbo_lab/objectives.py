@@ -20,15 +20,8 @@ from pyro_elbo_lab.bounds import Bound, log_mean_exp, mean
 from pyro_elbo_lab.explanation import Explanation, Row
 from pyro_elbo_lab.gradients import GRADIENTS, Choice, Gradient
 from pyro_elbo_lab.layout import Layout, joint, lay_out, linear
-from pyro_elbo_lab.particles import (
-    Expectation,
-    Particles,
-    StructureChangedError,
-    draw,
-    find_nan,
-    is_vectorizable,
-    touching_cells,
-)
+from pyro_elbo_lab.particles import Expectation, Particles, find_nan
+from pyro_elbo_lab.sampling import StructureChangedError, draw, is_vectorizable, touching_cells
 from pyro_elbo_lab.structure import FactorKey, Program, Site, Structure, analyse, aside
 
 LocalPlates = str | tuple[str, ...]
@@ -203,7 +196,7 @@ class Objective(ELBO):
         return Explanation(repr(self), tuple(rows), (f"plates: {plan.layout.reason}",))
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError("particles are drawn by pyro_elbo_lab.particles.draw")
+        raise NotImplementedError("particles are drawn by pyro_elbo_lab.sampling.draw")
 
     def _evaluate(
         self, model: Program, guide: Program, args: tuple, kwargs: dict
@@ -249,7 +242,7 @@ class Objective(ELBO):
 
     def _make_plan(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> _Plan:
         structure, sites = analyse(model, guide, args, kwargs)
-        self._warn_of_mixed_particles(model, guide, args, kwargs)
+        self._warn_of_mixed_particles(structure, model, guide, args, kwargs)
         layout = self._lay_out(structure, model, guide, args, kwargs)
         choices = gradients.choose(structure, layout, self.gradient)
         routes = self.find_routes(structure, sites) if self.find_routes else {}
@@ -292,9 +285,11 @@ class Objective(ELBO):
         return self.num_inner == 1 and torch.allclose(self.bound(probe), probe[0])
 
     def _warn_of_mixed_particles(
-        self, model: Program, guide: Program, args: tuple, kwargs: dict
+        self, structure: Structure, model: Program, guide: Program, args: tuple, kwargs: dict
     ) -> None:
         if not self.vectorize_particles or self.num_inner * self.num_outer == 1:
+            return
+        if not all(latent.evaluable for latent in structure.latents.values()):
             return
         if not is_vectorizable(model, guide, args, kwargs):
             warnings.warn(

@@ -1,46 +1,23 @@
-"""Draw particles from a guide and score them under model and guide.
+"""Scored draws with their plate structure: shared factors, and cells with weights of their own.
 
-The result keeps the plate structure: shared factors, and cells with log-weights of their own (see
-`layout`). All tensors have the shape (K, M, *plates): K inner and M outer particles, then one
-dimension for every nested plate, of size 1 where a site is not in the plate.
-
-Model and guide run once per evaluation. What the estimators need "with z held fixed" is derived
-from the same run by automatic differentiation (see `gradients`), so that dropout masks, batch
-statistics and minibatches are those that made the draws.
+All tensors have the shape (K, M, *plates): K inner and M outer particles, then one dimension for
+every nested plate, of size 1 where a site is not in the plate. `layout` says which factor belongs
+where, `sampling` runs the programs.
 """
 
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from typing import Any
 
-import pyro
 import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_elbo_lab.layout import Cells, Layout
-from pyro_elbo_lab.structure import (
-    PARTICLE_PLATE,
-    FactorKey,
-    Latent,
-    Program,
-    Site,
-    Structure,
-    analyse,
-    aside,
-    factors,
-    is_subsample,
-    run,
-    signature,
-)
-
-Values = dict[str, Tensor]
+from pyro_elbo_lab.structure import PARTICLE_PLATE, FactorKey, Latent, Site, Structure
 
 
 @dataclass(frozen=True)
@@ -54,10 +31,6 @@ class Expectation:
 
     latent: str
     evaluate: Callable[[Site, Mapping[FactorKey, Site]], Tensor]
-
-
-class StructureChangedError(Exception):
-    """The program has other sites than the structure that it was run with."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +83,7 @@ class Draws:
         weight: the subsample weight.
         plates: the dimension of each of its plates.
         sites: its site in every run of the guide.
+        densities: log q of every run, unscaled and without mask.
         stack: gives the densities of all runs the shape (K, M, *plates).
     """
 
@@ -118,6 +92,7 @@ class Draws:
     weight: float
     plates: Mapping[str, int]
     sites: tuple[Site, ...]
+    densities: tuple[Tensor, ...]
     stack: Callable[[list[Tensor]], Tensor]
 
     def log_q(self, *, fixed: bool = False, scaled: bool = False) -> Tensor:
@@ -127,10 +102,12 @@ class Draws:
             fixed: detach the draw itself; what the guide read upstream stays live.
             scaled: apply the user's scale and mask.
         """
-        densities = []
-        for site in self.sites:
-            log_q = _density(site, site["value"].detach() if fixed else site["value"])
-            densities.append(_scale_and_mask(log_q, site) if scaled else log_q)
+        densities = list(self.densities)
+        if fixed:
+            densities = [log_density(site, site["value"].detach()) for site in self.sites]
+        if scaled:
+            pairs = zip(densities, self.sites, strict=True)
+            densities = [_scale_and_mask(density, site) for density, site in pairs]
         return self.stack(densities)
 
     def scales(self) -> list[Tensor]:
@@ -147,6 +124,23 @@ class Draws:
 
 
 @dataclass(frozen=True)
+class Run:
+    """One run of guide and model.
+
+    Attributes:
+        sites: all that contribute to the log-weight.
+        densities: their log-densities, unscaled and without mask, (*batch).
+        expected: the exact expectations that take the place of some of these.
+        model_trace: the trace of the model.
+    """
+
+    sites: Mapping[FactorKey, Site]
+    densities: Mapping[FactorKey, Tensor]
+    expected: Mapping[FactorKey, Tensor]
+    model_trace: Trace
+
+
+@dataclass(frozen=True)
 class Particles:
     """K x M scored draws."""
 
@@ -155,8 +149,7 @@ class Particles:
     shared: tuple[Factor, ...]
     cells: tuple[CellBlock, ...]
     draws: Mapping[str, Draws]
-    runs: tuple[Mapping[FactorKey, Site], ...]
-    model_traces: tuple[Trace, ...]
+    runs: tuple[Run, ...]
 
     @cached_property
     def num_outer(self) -> int:
@@ -174,221 +167,8 @@ class Particles:
         return tensors[0] if tensors else torch.zeros(1)
 
 
-def draw(
-    model: Program,
-    guide: Program,
-    args: tuple,
-    kwargs: dict,
-    *,
-    structure: Structure,
-    layout: Layout,
-    num_inner: int = 1,
-    num_outer: int = 1,
-    vectorize: bool = False,
-    max_plate_nesting: int = 0,
-    detached: frozenset[str] = frozenset(),
-    refreshed: frozenset[str] = frozenset(),
-    leaves: bool = False,
-    expectations: Mapping[FactorKey, Expectation] | None = None,
-) -> Particles:
-    """Run guide and model for all particles and sort their log-densities into the layout.
-
-    Every particle sees the same subsample of every plate, and the K inner particles of an outer
-    one see the same shared latents.
-
-    Args:
-        model: a Pyro model.
-        guide: a Pyro guide.
-        args: positional arguments of both.
-        kwargs: keyword arguments of both.
-        structure: their dependencies, from `structure.analyse`.
-        layout: from `layout`.
-        num_inner: K.
-        num_outer: M.
-        vectorize: run all particles at once in an outermost plate.
-        max_plate_nesting: at least this many dimensions are left to the program's own plates.
-        detached: latents whose draws are cut from the graph (score-function estimator).
-        refreshed: latents whose draws are passed on as new tensors, so that a flow evaluates
-            log q through its inverse and not from its cache.
-        leaves: make every draw a leaf of the graph, so that factors depend on each other through
-            nothing but their own latents.
-        expectations: exact expectations that replace log-densities.
-
-    Returns:
-        The particles.
-
-    Raises:
-        StructureChangedError: the sites are not those of `structure`.
-        ValueError: a site's shape does not fit its plates.
-    """
-    num = num_inner * num_outer
-    nesting = max(structure.max_plate_nesting, max_plate_nesting)
-    shared = frozenset(structure.latents.keys() - layout.local) if num_inner > 1 else frozenset()
-
-    def once(tied: frozenset[str]) -> tuple[dict[FactorKey, Site], Trace, Values]:
-        prepare = _Prepare(
-            frozenset(structure.latents), tied, num_inner, detached, refreshed, leaves
-        )
-        model_trace, guide_trace = run(model, guide, args, kwargs, while_guiding=prepare)
-        sites = factors(model_trace, guide_trace)
-        if signature(sites) != structure.signature:
-            raise StructureChangedError
-        return sites, model_trace, _to_recall(model_trace, guide_trace, shared)
-
-    runs = []
-    if vectorize:
-        with pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1) if num > 1 else nullcontext():
-            runs.append(once(shared))
-    else:
-        earlier: dict[int, Values] = {}
-        subsamples: Values = {}
-        for particle in range(num):
-            inner, outer = divmod(particle, num_outer)
-            with _Recall(earlier[outer] if inner else subsamples):
-                runs.append(once(frozenset()))
-            earlier.setdefault(outer, runs[-1][2])
-            subsamples = {n: v for n, v in earlier[0].items() if n not in shared}
-    stack = _Stack(num_inner, num_outer, nesting, vectorize)
-    sites = tuple(run[0] for run in runs)
-    traces = tuple(run[1] for run in runs)
-    return _sort(sites, traces, structure, layout, stack, expectations or {})
-
-
-def find_nan(particles: Particles) -> str | None:
-    """Describe the first site whose log-density is NaN, None if there is none."""
-    for sites in particles.runs:
-        for key, site in sites.items():
-            for what, tensor in (("value", site["value"]), ("log-density", _density(site))):
-                if torch.isnan(tensor).any():
-                    return (
-                        f"the {what} of site '{key.name}' of the {key.side} has "
-                        f"{int(torch.isnan(tensor).sum())} NaN of {tensor.numel()} elements"
-                    )
-    return None
-
-
-def is_vectorizable(model: Program, guide: Program, args: tuple, kwargs: dict) -> bool:
-    """Whether two particles at once score as they do one after the other.
-
-    A program that sums or indexes dimensions from the left may run in a particle plate and give
-    wrong numbers. Here two particles are drawn at once, replayed one by one, and their
-    log-densities compared, site by site. Any exception counts as a no.
-
-    Args:
-        model: a Pyro model.
-        guide: a Pyro guide.
-        args: positional arguments of both.
-        kwargs: keyword arguments of both.
-    """
-    with aside(), torch.no_grad():
-        structure, single = analyse(model, guide, args, kwargs)
-        options: dict[str, Any] = {"structure": structure, "layout": Layout({}, frozenset(), "")}
-        try:
-            both = draw(model, guide, args, kwargs, num_outer=2, vectorize=True, **options)
-        except (RuntimeError, ValueError, IndexError, AssertionError):
-            return False
-        for i in range(2):
-            values = _to_recall(both.model_traces[0], both.model_traces[0], frozenset())
-            for name in structure.latents:
-                key = FactorKey("guide", name)
-                values[name] = both.runs[0][key]["value"][i].reshape(single[key]["value"].shape)
-            with _Recall(values):
-                alone = draw(model, guide, args, kwargs, **options)
-            for one, two in zip(alone.shared, both.shared, strict=True):
-                if not torch.allclose(one.value[0].sum(), two.value[i].sum(), rtol=1e-3, atol=1e-3):
-                    return False
-    return True
-
-
-def touching_cells(particles: Particles) -> str | None:
-    """The name of a local latent that the log-weights of other cells depend on, None if none.
-
-    Names tell which sites depend on which, not which elements: a program may mix the elements of
-    a plate (a Cholesky factor times whitened draws, say). If the cells are independent, weighting
-    each cell's log-weight by u multiplies the gradient in the cell by u and nothing else.
-
-    Args:
-        particles: drawn with K = M = 1, not vectorised, `leaves=True`.
-    """
-    for block in particles.cells:
-        u = 1 + torch.rand_like(block.log_weights)
-        for name in block.latents:
-            (z,) = particles.draws[name].values
-            if not z.requires_grad or not block.log_weights.requires_grad:
-                continue
-            plain, weighted = (
-                torch.autograd.grad(total, z, retain_graph=True, allow_unused=True)[0]
-                for total in (block.log_weights.sum(), (u * block.log_weights).sum())
-            )
-            if plain is None:
-                continue
-            event_dim = particles.draws[name].sites[0]["fn"].event_dim
-            own = u.reshape(u.shape[2:]).reshape(u.shape[2:] + (1,) * event_dim)
-            error = (weighted - own * plain).abs().max()
-            if error > 1e-3 * plain.abs().max():
-                return name
-    return None
-
-
-class _Prepare(Messenger):
-    """Changes a latent's draw before model, guide and trace go on with it."""
-
-    def __init__(
-        self,
-        latents: frozenset[str],
-        tied: frozenset[str],
-        num_inner: int,
-        detached: frozenset[str],
-        refreshed: frozenset[str],
-        leaves: bool,
-    ) -> None:
-        super().__init__()
-        self.latents = latents
-        self.tied = tied
-        self.num_inner = num_inner
-        self.detached = detached
-        self.refreshed = refreshed
-        self.leaves = leaves
-
-    def _pyro_post_sample(self, msg: Site) -> None:
-        name, value = msg["name"], msg["value"]
-        if name not in self.latents:
-            return
-        if name in self.tied:
-            inner = value.reshape(self.num_inner, -1, *value.shape[1:])
-            value = inner[:1].expand_as(inner).reshape(value.shape)
-        if name in self.refreshed:
-            value = value.view_as(value)
-        if name in self.detached:
-            value = value.detach()
-        if self.leaves and value.is_floating_point():
-            value = value.detach().requires_grad_()
-        msg["value"] = value
-
-
-class _Recall(Messenger):
-    """Gives sites the values of an earlier run. Unlike `poutine.replay` it leaves a site's `infer`
-    alone, where a GuideMessenger keeps the prior of this run."""
-
-    def __init__(self, values: Values) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Site) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
-            msg["done"] = True
-            msg["value"] = self.values[msg["name"]]
-
-
-def _to_recall(model_trace: Trace, guide_trace: Trace, latents: frozenset[str]) -> Values:
-    """The subsamples of all plates, and the draws of the named latents."""
-    sites = [*model_trace.nodes.items(), *guide_trace.nodes.items()]
-    values = {name: site["value"] for name, site in sites if is_subsample(site)}
-    return values | {name: guide_trace.nodes[name]["value"] for name in latents}
-
-
 @dataclass(frozen=True)
-class _Stack:
+class Stack:
     """Gives the densities of one vectorised or many sequential runs the shape (K, M, *plates)."""
 
     num_inner: int
@@ -397,6 +177,7 @@ class _Stack:
     vectorized: bool
 
     def __call__(self, densities: list[Tensor]) -> Tensor:
+        """Stack the densities of all runs."""
         num = self.num_inner * self.num_outer
         if self.vectorized and num > 1:
             (density,) = densities
@@ -411,32 +192,25 @@ def _pad(tensor: Tensor, num_dims: int) -> Tensor:
     return tensor.reshape((1,) * (num_dims - tensor.dim()) + tensor.shape)
 
 
-def _sort(
-    runs: tuple[Mapping[FactorKey, Site], ...],
-    model_traces: tuple[Trace, ...],
+def sort(
+    runs: tuple[Run, ...],
     structure: Structure,
     layout: Layout,
-    stack: _Stack,
+    stack: Stack,
     expectations: Mapping[FactorKey, Expectation],
 ) -> Particles:
+    """Give every log-density of the runs its place in the layout."""
     shared = []
     inside: dict[Cells, list[tuple[FactorKey, Tensor]]] = {}
-    for key, site in runs[0].items():
-        value = stack([_score(key, sites, expectations.get(key), stack) for sites in runs])
+    for key, site in runs[0].sites.items():
+        value = stack([_score(key, run) for run in runs])
         value = value if key.side == "model" else -value
         cells = layout.cells.get(key)
         if cells is None:
-            shared.append(
-                Factor(
-                    key,
-                    value.mean(0),
-                    _weight(site),
-                    _dims(site),
-                    structure.reads[key]
-                    - ({expectations[key].latent} if key in expectations else set()),
-                    key not in expectations,
-                )
-            )
+            averaged = {expectations[key].latent} if key in expectations else frozenset()
+            reads = structure.reads[key] - averaged
+            factor = Factor(key, value.mean(0), _weight(site), _dims(site), reads, not averaged)
+            shared.append(factor)
         else:
             inner_weight = _weight(site) / _weight(site, cells)
             if inner_weight != 1.0:
@@ -444,41 +218,58 @@ def _sort(
                 value = inner_weight * value
             dims = [_dims(site)[plate] for plate in cells]
             inside.setdefault(cells, []).append((key, _sum_except(value, dims)))
-    blocks = []
-    for cells, terms in inside.items():
-        site = runs[0][terms[0][0]]
-        blocks.append(
-            CellBlock(
-                reduce(torch.add, [value for _, value in terms]),
-                _weight(site, cells),
-                {plate: _dims(site)[plate] for plate in cells},
-                frozenset().union(*(structure.reads[key] for key, _ in terms)),
-                tuple(k.name for k, _ in terms if k.side == "guide" and k.name in layout.local),
-            )
-        )
-    draws = {
-        name: Draws(
-            latent,
-            tuple({id(r[key]["value"]): r[key]["value"] for r in runs}.values()),
-            _weight(runs[0][key]),
-            _dims(runs[0][key]),
-            tuple(r[key] for r in runs),
-            stack,
-        )
-        for name, latent in structure.latents.items()
-        for key in [FactorKey("guide", name)]
-    }
-    return Particles(structure, layout, tuple(shared), tuple(blocks), draws, runs, model_traces)
+    blocks = [_block(cells, terms, runs[0], structure, layout) for cells, terms in inside.items()]
+    draws = {name: _draws(latent, runs, stack) for name, latent in structure.latents.items()}
+    return Particles(structure, layout, tuple(shared), tuple(blocks), draws, runs)
 
 
-def _score(
-    key: FactorKey,
-    sites: Mapping[FactorKey, Site],
-    expectation: Expectation | None,
-    stack: _Stack,
-) -> Tensor:
-    site = sites[key]
-    density = _density(site) if expectation is None else expectation.evaluate(site, sites)
+def _block(
+    cells: Cells,
+    terms: list[tuple[FactorKey, Tensor]],
+    run: Run,
+    structure: Structure,
+    layout: Layout,
+) -> CellBlock:
+    site = run.sites[terms[0][0]]
+    return CellBlock(
+        log_weights=reduce(torch.add, [value for _, value in terms]),
+        weight=_weight(site, cells),
+        plates={plate: _dims(site)[plate] for plate in cells},
+        reads=frozenset().union(*(structure.reads[key] for key, _ in terms)),
+        latents=tuple(k.name for k, _ in terms if k.side == "guide" and k.name in layout.local),
+    )
+
+
+def _draws(latent: Latent, runs: tuple[Run, ...], stack: Stack) -> Draws:
+    key = FactorKey("guide", latent.name)
+    sites = tuple(run.sites[key] for run in runs)
+    return Draws(
+        latent=latent,
+        values=tuple({id(site["value"]): site["value"] for site in sites}.values()),
+        weight=_weight(sites[0]),
+        plates=_dims(sites[0]),
+        sites=sites,
+        densities=tuple(run.densities[key] for run in runs),
+        stack=stack,
+    )
+
+
+def find_nan(particles: Particles) -> str | None:
+    """Describe the first site whose log-density is NaN, None if there is none."""
+    for run in particles.runs:
+        for key, site in run.sites.items():
+            for what, tensor in (("value", site["value"]), ("log-density", run.densities[key])):
+                if torch.isnan(tensor).any():
+                    return (
+                        f"the {what} of site '{key.name}' of the {key.side} has "
+                        f"{int(torch.isnan(tensor).sum())} NaN of {tensor.numel()} elements"
+                    )
+    return None
+
+
+def _score(key: FactorKey, run: Run) -> Tensor:
+    site = run.sites[key]
+    density = run.expected.get(key, run.densities[key])
     allowed = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
     for dim in range(-density.dim(), 0):
         if density.shape[dim] != 1 and dim not in allowed:
@@ -490,8 +281,8 @@ def _score(
     return _scale_and_mask(density, site)
 
 
-def _density(site: Site, value: Tensor | None = None) -> Tensor:
-    value = site["value"] if value is None else value
+def log_density(site: Site, value: Tensor) -> Tensor:
+    """log p or log q of a site at a value, unscaled and without mask, (*batch)."""
     try:
         return site["fn"].log_prob(value, *site["args"], **site["kwargs"])
     except ValueError as error:

@@ -4,6 +4,8 @@ The pathwise gradient is that of the value itself; its mean is the reference her
 objectives of these guides cannot be integrated by hand.
 """
 
+from functools import partial
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -25,6 +27,7 @@ from pyro.infer.autoguide import (
 
 from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
 from pyro_elbo_lab.objectives import ImportanceWeightedELBO, StandardELBO
+from tests.laws.estimation import mean_loss
 from tests.tolerances import assert_means_equal
 
 X = torch.tensor([0.3, -1.2, 2.8])
@@ -56,11 +59,10 @@ AUTOGUIDES = {
         init_scale=0.6,
     ),
 }
-KEYWORDS = {"vectorize_particles": True}
 OBJECTIVES = {
-    "standard": lambda gradient: StandardELBO(20, gradient, **KEYWORDS),
-    "cells": lambda gradient: ImportanceWeightedELBO(3, 20, gradient, **KEYWORDS),
-    "joint": lambda gradient: ImportanceWeightedELBO(3, 20, gradient, (), **KEYWORDS),
+    "standard": lambda gradient: StandardELBO(20, gradient, vectorize_particles=True),
+    "cells": lambda gradient: ImportanceWeightedELBO(3, 20, gradient, vectorize_particles=True),
+    "joint": lambda gradient: ImportanceWeightedELBO(3, 20, gradient, (), vectorize_particles=True),
 }
 
 
@@ -97,8 +99,10 @@ def test_auto_has_the_mean_of_pathwise(build, objective):
 @pytest.mark.parametrize("build", AUTOGUIDES.values(), ids=AUTOGUIDES)
 def test_analytic_kl_has_the_mean_of_pathwise(build):
     guide = prepared(build)
-    expected = gradients(StandardELBO(20, "pathwise", **KEYWORDS), guide, 300)
-    assert_means_equal(gradients(AnalyticKLELBO(20, **KEYWORDS), guide, 300), expected)
+    expected = gradients(StandardELBO(20, "pathwise", vectorize_particles=True), guide, 300)
+    assert_means_equal(
+        gradients(AnalyticKLELBO(20, vectorize_particles=True), guide, 300), expected
+    )
 
 
 def test_flow_without_inverse_is_pathwise_and_says_so():
@@ -106,8 +110,21 @@ def test_flow_without_inverse_is_pathwise_and_says_so():
     row = StandardELBO().explain(model, guide).rows[0]
     assert row.gradient == "pathwise"
     assert "known only at its last draw" in row.why
-    with pytest.raises(ValueError, match="known only at its last draw"):
-        StandardELBO(gradient="doubly_reparameterized").loss(model, guide)
+    for gradient in ("doubly_reparameterized", "score"):
+        with pytest.raises(ValueError, match="known only at its last draw"):
+            StandardELBO(gradient=gradient).loss(model, guide)
+
+
+@pytest.mark.parametrize("build", AUTOGUIDES.values(), ids=AUTOGUIDES)
+def test_sequential_particles_score_as_vectorized_ones(build):
+    guide = prepared(build)
+    sequential = StandardELBO(20)
+    vectorized = StandardELBO(20, vectorize_particles=True)
+    assert_means_equal(
+        mean_loss(partial(sequential.loss, model, guide), 30),
+        mean_loss(partial(vectorized.loss, model, guide), 30),
+    )
+    assert sum(gradients(sequential, guide, 1)[0] != 0) > 0
 
 
 def test_conditional_flow_with_inverse():

@@ -7,7 +7,7 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 
 from pyro_elbo_lab.layout import lay_out, linear
-from pyro_elbo_lab.particles import draw, is_vectorizable
+from pyro_elbo_lab.sampling import draw, is_vectorizable
 from pyro_elbo_lab.structure import FactorKey, analyse
 
 X = torch.linspace(-1.0, 1.0, 6)
@@ -45,7 +45,7 @@ def drawn(vectorize, subsample_size=None, local_plates="auto", **numbers):
 
 def values(particles, name):
     """(K * M, ...)"""
-    sites = [sites[FactorKey("guide", name)]["value"] for sites in particles.runs]
+    sites = [run.sites[FactorKey("guide", name)]["value"] for run in particles.runs]
     return sites[0] if len(sites) == 1 else torch.stack(sites)
 
 
@@ -78,7 +78,7 @@ def test_joint_weights_share_nothing(vectorize):
 def test_all_particles_see_one_subsample(vectorize):
     particles = drawn(vectorize, subsample_size=2, num_inner=3, num_outer=2)
     for name in ("x", "y"):
-        seen = [sites[FactorKey("model", name)]["value"] for sites in particles.runs]
+        seen = [run.sites[FactorKey("model", name)]["value"] for run in particles.runs]
         assert all(torch.equal(seen[0], other) for other in seen)
         assert seen[0].shape == (2,)
 
@@ -89,7 +89,7 @@ def test_subsample_weight_stands_outside_the_cells(vectorize):
     particles = drawn(vectorize, subsample_size=2, num_inner=3)
     (block,) = particles.cells
     assert block.weight == 3.0
-    runs = particles.runs
+    runs = [run.sites for run in particles.runs]
     expected = []
     for i in range(len(runs)):
         z = FactorKey("model", "z")

@@ -1,0 +1,260 @@
+"""Run guide and model for all particles.
+
+Model and guide run once per evaluation (once per particle if sequential). What the gradient
+estimators need "with z held fixed" is derived from the same run by automatic differentiation (see
+`gradients`), so that dropout masks, batch statistics and minibatches are those that made the draws.
+"""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from pyro_elbo_lab.layout import Layout, linear
+from pyro_elbo_lab.particles import Expectation, Particles, Run, Stack, log_density, sort
+from pyro_elbo_lab.structure import (
+    PARTICLE_PLATE,
+    FactorKey,
+    Program,
+    Site,
+    Structure,
+    analyse,
+    aside,
+    factors,
+    is_subsample,
+    run,
+    signature,
+)
+
+Values = dict[str, Tensor]
+
+
+class StructureChangedError(Exception):
+    """The program has other sites than the structure that it was run with."""
+
+
+def draw(
+    model: Program,
+    guide: Program,
+    args: tuple,
+    kwargs: dict,
+    *,
+    structure: Structure,
+    layout: Layout,
+    num_inner: int = 1,
+    num_outer: int = 1,
+    vectorize: bool = False,
+    max_plate_nesting: int = 0,
+    detached: frozenset[str] = frozenset(),
+    refreshed: frozenset[str] = frozenset(),
+    leaves: bool = False,
+    expectations: Mapping[FactorKey, Expectation] | None = None,
+) -> Particles:
+    """Run guide and model for all particles and sort their log-densities into the layout.
+
+    Every particle sees the same subsample of every plate, and the K inner particles of an outer
+    one see the same shared latents.
+
+    Args:
+        model: a Pyro model.
+        guide: a Pyro guide.
+        args: positional arguments of both.
+        kwargs: keyword arguments of both.
+        structure: their dependencies, from `structure.analyse`.
+        layout: from `layout`.
+        num_inner: K.
+        num_outer: M.
+        vectorize: run all particles at once in an outermost plate.
+        max_plate_nesting: at least this many dimensions are left to the program's own plates.
+        detached: latents whose draws are cut from the graph (score-function estimator).
+        refreshed: latents whose draws are passed on as new tensors, so that a flow evaluates
+            log q through its inverse and not from its cache.
+        leaves: make every draw a leaf of the graph, so that factors depend on each other through
+            nothing but their own latents.
+        expectations: exact expectations that replace log-densities.
+
+    Returns:
+        The particles.
+
+    Raises:
+        StructureChangedError: the sites are not those of `structure`.
+        ValueError: a site's shape does not fit its plates.
+    """
+    num = num_inner * num_outer
+    nesting = max(structure.max_plate_nesting, max_plate_nesting)
+    shared = frozenset(structure.latents.keys() - layout.local) if num_inner > 1 else frozenset()
+
+    expectations = expectations or {}
+    if vectorize and shared:
+        _refuse_shared_flows(structure, shared)
+
+    def once(tied: frozenset[str]) -> tuple[Run, Values]:
+        prepare = _Prepare(
+            frozenset(structure.latents), tied, num_inner, detached, refreshed, leaves
+        )
+        model_trace, guide_trace = run(model, guide, args, kwargs, while_guiding=prepare)
+        sites = factors(model_trace, guide_trace)
+        if signature(sites) != structure.signature:
+            raise StructureChangedError
+        densities = {key: log_density(site, site["value"]) for key, site in sites.items()}
+        expected = {k: e.evaluate(sites[k], sites) for k, e in expectations.items()}
+        values = _to_recall(model_trace, guide_trace, shared)
+        return Run(sites, densities, expected, model_trace), values
+
+    runs = []
+    if vectorize:
+        with pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1) if num > 1 else nullcontext():
+            runs.append(once(shared)[0])
+    else:
+        earlier: dict[int, Values] = {}
+        subsamples: Values = {}
+        for particle in range(num):
+            inner, outer = divmod(particle, num_outer)
+            with _Recall(earlier[outer] if inner else subsamples):
+                one, values = once(frozenset())
+            runs.append(one)
+            earlier.setdefault(outer, values)
+            subsamples = {n: v for n, v in earlier[0].items() if n not in shared}
+    stack = Stack(num_inner, num_outer, nesting, vectorize)
+    return sort(tuple(runs), structure, layout, stack, expectations)
+
+
+def is_vectorizable(model: Program, guide: Program, args: tuple, kwargs: dict) -> bool:
+    """Whether two particles at once score as they do one after the other.
+
+    A program that sums or indexes dimensions from the left may run in a particle plate and give
+    wrong numbers. Here two particles are drawn at once, replayed one by one, and their
+    log-densities compared, site by site. Any exception counts as a no, and so does a flow that
+    cannot be evaluated at a given value.
+
+    Args:
+        model: a Pyro model.
+        guide: a Pyro guide.
+        args: positional arguments of both.
+        kwargs: keyword arguments of both.
+    """
+    with aside(), torch.no_grad():
+        structure, single = analyse(model, guide, args, kwargs)
+        if not all(latent.evaluable for latent in structure.latents.values()):
+            return False
+        options: dict[str, Any] = {"structure": structure, "layout": linear()}
+        try:
+            both = draw(model, guide, args, kwargs, num_outer=2, vectorize=True, **options)
+        except (RuntimeError, ValueError, IndexError, AssertionError):
+            return False
+        for i in range(2):
+            trace = both.runs[0].model_trace
+            values = _to_recall(trace, trace, frozenset())
+            for name in structure.latents:
+                key = FactorKey("guide", name)
+                values[name] = (
+                    both.runs[0].sites[key]["value"][i].reshape(single[key]["value"].shape)
+                )
+            with _Recall(values):
+                alone = draw(model, guide, args, kwargs, **options)
+            for one, two in zip(alone.shared, both.shared, strict=True):
+                if not torch.allclose(one.value[0].sum(), two.value[i].sum(), rtol=1e-3, atol=1e-3):
+                    return False
+    return True
+
+
+def touching_cells(particles: Particles) -> str | None:
+    """The name of a local latent that the log-weights of other cells depend on, None if none.
+
+    Names tell which sites depend on which, not which elements: a program may mix the elements of
+    a plate (a Cholesky factor times whitened draws, say). If the cells are independent, weighting
+    each cell's log-weight by u multiplies the gradient in the cell by u and nothing else.
+
+    Args:
+        particles: drawn with K = M = 1, not vectorised, `leaves=True`.
+    """
+    for block in particles.cells:
+        u = 1 + torch.rand_like(block.log_weights)
+        for name in block.latents:
+            (z,) = particles.draws[name].values
+            if not z.requires_grad or not block.log_weights.requires_grad:
+                continue
+            plain, weighted = (
+                torch.autograd.grad(total, z, retain_graph=True, allow_unused=True)[0]
+                for total in (block.log_weights.sum(), (u * block.log_weights).sum())
+            )
+            if plain is None:
+                continue
+            event_dim = particles.draws[name].sites[0]["fn"].event_dim
+            own = u.reshape(u.shape[2:]).reshape(u.shape[2:] + (1,) * event_dim)
+            error = (weighted - own * plain).abs().max()
+            if error > 1e-3 * plain.abs().max():
+                return name
+    return None
+
+
+def _refuse_shared_flows(structure: Structure, shared: frozenset[str]) -> None:
+    for name in sorted(shared):
+        if not structure.latents[name].evaluable:
+            raise ValueError(
+                f"Latent '{name}' is a {structure.latents[name].distribution} whose log-density is "
+                "known only at its last draw, and all inner particles must share it. Use "
+                "vectorize_particles=False, or a flow with an inverse."
+            )
+
+
+class _Prepare(Messenger):
+    """Changes a latent's draw before model, guide and trace go on with it."""
+
+    def __init__(
+        self,
+        latents: frozenset[str],
+        tied: frozenset[str],
+        num_inner: int,
+        detached: frozenset[str],
+        refreshed: frozenset[str],
+        leaves: bool,
+    ) -> None:
+        super().__init__()
+        self.latents = latents
+        self.tied = tied
+        self.num_inner = num_inner
+        self.detached = detached
+        self.refreshed = refreshed
+        self.leaves = leaves
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        name, value = msg["name"], msg["value"]
+        if name not in self.latents:
+            return
+        if name in self.tied:
+            inner = value.reshape(self.num_inner, -1, *value.shape[1:])
+            value = inner[:1].expand_as(inner).reshape(value.shape)
+        if name in self.refreshed:
+            value = value.view_as(value)
+        if name in self.detached:
+            value = value.detach()
+        if self.leaves and value.is_floating_point():
+            value = value.detach().requires_grad_()
+        msg["value"] = value
+
+
+class _Recall(Messenger):
+    """Gives sites the values of an earlier run. Unlike `poutine.replay` it leaves a site's `infer`
+    alone, where a GuideMessenger keeps the prior of this run."""
+
+    def __init__(self, values: Values) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["done"] = True
+            msg["value"] = self.values[msg["name"]]
+
+
+def _to_recall(model_trace: Trace, guide_trace: Trace, latents: frozenset[str]) -> Values:
+    """The subsamples of all plates, and the draws of the named latents."""
+    sites = [*model_trace.nodes.items(), *guide_trace.nodes.items()]
+    values = {name: site["value"] for name, site in sites if is_subsample(site)}
+    return values | {name: guide_trace.nodes[name]["value"] for name in latents}
