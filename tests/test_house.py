@@ -20,7 +20,7 @@ STORY = [
     ["structure"],
     ["layout"],
     ["particles"],
-    ["gradients"],
+    ["sampling", "gradients"],
     ["objectives"],
     ["analytic_kl", "fit"],
     ["convert"],
@@ -39,7 +39,7 @@ STORY = [
 ]
 # A Comparison's plot methods import the plots, which need the Comparison, when they are called.
 DEFERRED = {"comparison": {"plots"}}
-RUN_MODELS_UNDER_POUTINE = {"structure", "particles", "convert", "fit", "potential"}
+RUN_MODELS_UNDER_POUTINE = {"structure", "particles", "sampling", "convert", "fit", "potential"}
 
 
 def imports(module: str) -> set[str]:

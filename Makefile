@@ -1,0 +1,55 @@
+# `make demo` and `make test` need only make and Python 3.12 or newer: both set up .venv first.
+# PYTHON names the interpreter to use; without it the first of these that works is taken.
+PYTHON ?= python3.14 python3.13 python3.12 python3 python
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo   compare three objectives with NUTS on eight schools, writes report/index.html"
+	@echo "make test   run the tests, then lint"
+	@echo "make lint   check style (ruff) and types (mypy)"
+	@echo "make clean  remove $(VENV), the report and all caches"
+
+demo: $(INSTALLED)
+	$(BIN)/elbo-lab compare models/eight_schools.py \
+		--guide normal --guide mvn \
+		--objective standard --objective importance-weighted:16 --objective analytic-kl \
+		--out report/
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -q
+	@$(MAKE) --no-print-directory lint
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+$(INSTALLED): pyproject.toml | $(BIN)/python
+	@echo "Installing into $(VENV); the first time this downloads several GB, most of it PyTorch."
+	$(BIN)/python -m pip install --no-input --disable-pip-version-check -e ".[test]"
+	@touch $@
+
+# A candidate may exist and still be too old, a shim that points nowhere, or lack venv: each is run.
+$(BIN)/python:
+	@for python in $(PYTHON); do \
+		version=$$($$python -c "import sys; print('%d.%d' % sys.version_info[:2])" 2>&1) || \
+			{ tried="$$tried\n  $$python: does not run"; continue; }; \
+		$$python -c "import sys; sys.exit(sys.version_info < (3, 12))" || \
+			{ tried="$$tried\n  $$python: is Python $$version"; continue; }; \
+		$$python -m venv --clear $(VENV) >/dev/null 2>&1 || \
+			{ tried="$$tried\n  $$python: is Python $$version, but its venv module does not work"; \
+			rm -rf $(VENV); continue; }; \
+		echo "Created $(VENV) with $$python (Python $$version)."; exit 0; \
+	done; \
+	printf '%b\n' "No Python 3.12 or newer with a working venv module was found. Tried:$$tried" >&2; \
+	echo "Install one (on Debian and Ubuntu also its -venv package), or name it:" >&2; \
+	echo "  make $(or $(firstword $(MAKECMDGOALS)),test) PYTHON=/path/to/python3" >&2; \
+	exit 1
+
+clean:
+	rm -rf $(VENV) report build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

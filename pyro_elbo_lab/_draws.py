@@ -1,0 +1,149 @@
+"""The posterior group of a DataTree as arrays of labelled scalar parameters."""
+
+import itertools
+
+import numpy as np
+import xarray as xr
+
+MIN_DRAWS_PER_CHAIN = 25
+"""Fewest draws a chain must have: five draws in the upper fifth are what a tail fit needs."""
+
+_SAMPLE_DIMS = ("chain", "draw")
+
+
+def posterior(tree: xr.DataTree, name: str) -> xr.Dataset:
+    """Return the numeric variables of the posterior group of ``tree``, chain and draw first.
+
+    ``name`` is what error messages call the tree.
+
+    Raises:
+        ValueError: if there is no posterior group, a variable has no chain or draw dimension, a
+            chain is too short, or a draw is NaN or infinite.
+    """
+    if "posterior" not in tree.children:
+        groups = sorted(tree.children) or "none"
+        raise ValueError(
+            f"{name!r} has no posterior group, only {groups}; expected an ArviZ DataTree"
+        )
+    numeric = {
+        str(variable): array
+        for variable, array in tree["posterior"].data_vars.items()
+        if array.dtype.kind in "fiub"
+    }
+    for variable, array in numeric.items():
+        _check_sample_dims(array, variable, name)
+        _check_finite(array, variable, name)
+    return xr.Dataset(numeric).transpose(*_SAMPLE_DIMS, ...)
+
+
+def aligned(array: xr.DataArray, reference: xr.DataArray, name: str) -> xr.DataArray:
+    """Return ``array`` with its parameter dimensions in the order of ``reference``.
+
+    Dimensions are matched by name, then elements by coordinate value where both sides name
+    their elements, otherwise by position.
+
+    Raises:
+        ValueError: if shapes or coordinate values cannot be matched.
+    """
+    dims = [dim for dim in reference.dims if dim not in _SAMPLE_DIMS]
+    if set(dims) == set(array.dims) - set(_SAMPLE_DIMS):
+        array = array.transpose(*_SAMPLE_DIMS, *dims)
+    shapes = array.shape[2:], reference.shape[2:]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"posterior variable {reference.name!r} has shape {shapes[0]} in {name!r} and "
+            f"{shapes[1]} in the reference (chain and draw apart); both must describe one model"
+        )
+    for dim in dims:
+        if dim in array.dims and _names_elements(array, dim) and _names_elements(reference, dim):
+            array = _in_the_order_of(array, reference, dim, name)
+    return array
+
+
+def labels(array: xr.DataArray) -> list[str]:
+    """Return one label per scalar element, as ArviZ writes them: ``theta[Choate]``.
+
+    >>> draws = xr.DataArray(
+    ...     np.zeros((1, 2, 2)), dims=("chain", "draw", "school"),
+    ...     coords={"school": ["Choate", "Deerfield"]}, name="theta",
+    ... )
+    >>> labels(draws)
+    ['theta[Choate]', 'theta[Deerfield]']
+    """
+    dims = [dim for dim in array.dims if dim not in _SAMPLE_DIMS]
+    if not dims:
+        return [str(array.name)]
+    values = (array[dim].values.tolist() for dim in dims)
+    return [f"{array.name}[{', '.join(map(str, key))}]" for key in itertools.product(*values)]
+
+
+def elements(array: xr.DataArray, index: np.ndarray) -> np.ndarray:
+    """Return the draws of the scalar elements ``index`` as float64 ``(P, chain, draw)``."""
+    flat = array.values.reshape(*array.shape[:2], -1)
+    return np.moveaxis(flat[..., index], -1, 0).astype(np.float64)
+
+
+def log_weights(tree: xr.DataTree, draws: xr.Dataset, name: str) -> np.ndarray | None:
+    """Return ``sample_stats.log_weight`` of ``tree`` flattened over chain and draw, if it is there.
+
+    Raises:
+        ValueError: if there is not one log-weight for each posterior draw.
+    """
+    if "sample_stats" not in tree.children or "log_weight" not in tree["sample_stats"].data_vars:
+        return None
+    array = tree["sample_stats"]["log_weight"]
+    expected = {dim: draws.sizes[dim] for dim in _SAMPLE_DIMS}
+    if dict(array.sizes) != expected:
+        raise ValueError(
+            f"sample_stats variable 'log_weight' of {name!r} has sizes {dict(array.sizes)}; "
+            f"expected one weight for each posterior draw: {expected}"
+        )
+    return array.transpose(*_SAMPLE_DIMS).values.ravel()
+
+
+def _check_sample_dims(array: xr.DataArray, variable: str, name: str) -> None:
+    missing = [dim for dim in _SAMPLE_DIMS if dim not in array.dims]
+    if missing:
+        raise ValueError(
+            f"posterior variable {variable!r} of {name!r} has dimensions {array.dims} and lacks "
+            f"{missing}"
+        )
+    if array.sizes["chain"] < 1 or array.sizes["draw"] < MIN_DRAWS_PER_CHAIN:
+        raise ValueError(
+            f"{name!r} has {array.sizes['chain']} chains of {array.sizes['draw']} draws; at "
+            f"least {MIN_DRAWS_PER_CHAIN} draws a chain are needed to compare distributions"
+        )
+
+
+def _check_finite(array: xr.DataArray, variable: str, name: str) -> None:
+    bad = ~np.isfinite(array.transpose(..., *_SAMPLE_DIMS).values)
+    if not bad.any():
+        return
+    per_element = bad.sum((-2, -1)).ravel()
+    first = labels(array)[int(np.flatnonzero(per_element)[0])]
+    raise ValueError(
+        f"posterior variable {variable!r} of {name!r} has {bad.sum()} NaN or infinite values "
+        f"among {bad.size} draws, the first in {first}; remove them or repair the fit"
+    )
+
+
+def _names_elements(array: xr.DataArray, dim: object) -> bool:
+    """Whether the coordinate of ``dim`` is more than the default 0, 1, 2, …"""
+    if dim not in array.coords:
+        return False
+    values = array[dim].values
+    return not (values.dtype.kind in "iu" and np.array_equal(values, np.arange(values.size)))
+
+
+def _in_the_order_of(
+    array: xr.DataArray, reference: xr.DataArray, dim: object, name: str
+) -> xr.DataArray:
+    ours, theirs = array[dim].values, reference[dim].values
+    if np.array_equal(ours, theirs):
+        return array
+    if set(ours.tolist()) != set(theirs.tolist()) or len(set(ours.tolist())) < ours.size:
+        raise ValueError(
+            f"posterior variable {reference.name!r}: coordinate {dim!r} has the values "
+            f"{ours.tolist()} in {name!r} and {theirs.tolist()} in the reference"
+        )
+    return array.sel({dim: theirs})

@@ -1,0 +1,178 @@
+"""A user's model file: loaded, run once and found fit for use, or refused with a reason."""
+
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+
+from pyro_elbo_lab import structure
+from pyro_elbo_lab.fit import seeded
+
+Program = Callable[..., Any]
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used; the message says what, where and what to do."""
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """What a model file defines, and ``args`` and ``kwargs`` for the model from its ``data()``."""
+
+    path: Path
+    model: Program
+    args: tuple
+    kwargs: dict[str, Any]
+    guides: Mapping[str, Callable[[], Program]]
+
+
+def load(path: str | Path) -> ModelFile:
+    """Load a model file, get its data and run its model once.
+
+    The file defines ``model``, a Pyro model, and ``data()``, which returns a tuple (the model's
+    positional arguments), a dict (its keyword arguments) or anything else (its one argument). It
+    may define ``guides``, a dict of functions without arguments that return a guide.
+
+    Raises:
+        InputError: if the file does not exist, import or define these; if the data contain NaN
+            or do not fit the model; if the model raises, has no latent site or has parameters.
+    """
+    path = Path(path)
+    module = _imported(path)
+    model, data = _callable(module, path, "model"), _callable(module, path, "data")
+    with blaming(path, "data() failed"):
+        returned = data()
+    args, kwargs = _arguments(returned)
+    _check_arguments(path, model, args, kwargs)
+    _check_model(path, model, args, kwargs)
+    guides = getattr(module, "guides", {})
+    if not isinstance(guides, Mapping) or not all(map(callable, guides.values())):
+        raise InputError(f"{path}: `guides` must be a dict of functions that return a guide")
+    return ModelFile(path, model, args, kwargs, guides)
+
+
+@contextmanager
+def blaming(path: Path, doing: str) -> Iterator[None]:
+    """Turn what the user's code raises into an InputError that points at its line.
+
+    So become errors that Pyro and we raise about the user's model. Others, without a line of the
+    user's among their causes, are faults of ours and pass.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        place = _place(error, path)
+        about_values = isinstance(
+            error, ValueError | RuntimeError | ArithmeticError | NotImplementedError | SystemExit
+        )
+        if isinstance(error, InputError) or not (place or about_values):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{place or f'{path}: '}{doing}: {reason}") from error
+
+
+def _imported(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file")
+    spec = importlib.util.spec_from_file_location("elbo_lab_model", path.resolve())
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path}: not a Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look for it there
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    with blaming(path, "the file does not import"):
+        spec.loader.exec_module(module)
+    return module
+
+
+def _callable(module: ModuleType, path: Path, name: str) -> Program:
+    found = getattr(module, name, None)
+    if callable(found):
+        return found
+    defined = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+    problem = "not a function" if hasattr(module, name) else "missing"
+    raise InputError(
+        f"{path}: `{name}` is {problem}; the file must define `model`, a Pyro model, and `data()`, "
+        f"its arguments. It defines {', '.join(defined) or 'no function'}"
+    )
+
+
+def _arguments(returned: Any) -> tuple[tuple, dict[str, Any]]:
+    if isinstance(returned, tuple):
+        return returned, {}
+    if isinstance(returned, dict):
+        return (), returned
+    return (returned,), {}
+
+
+def _check_arguments(path: Path, model: Program, args: tuple, kwargs: dict[str, Any]) -> None:
+    try:
+        named = inspect.signature(model).bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise InputError(f"{path}: what data() returns does not fit the model: {error}") from error
+    for name, value in named.items():
+        for place, array in _arrays(value, f"argument {name!r}"):
+            wrong = int(np.isnan(array).sum())
+            if wrong:
+                raise InputError(
+                    f"{path}: data(): {place} of the model has {wrong} NaN among {array.size} "
+                    "values; remove or impute them, or leave them out of the likelihood"
+                )
+
+
+def _arrays(value: Any, place: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield every array of floating-point numbers within ``value``, and where it is."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _arrays(item, f"{place}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from _arrays(item, f"{place}[{i}]")
+    elif isinstance(value, torch.Tensor):
+        yield place, value.detach().cpu().double().numpy()
+    elif hasattr(value, "__array__") or isinstance(value, float):
+        array = np.asarray(value)
+        if array.dtype.kind == "f":
+            yield place, array
+
+
+def _check_model(path: Path, model: Program, args: tuple, kwargs: dict[str, Any]) -> None:
+    with blaming(path, "the model failed"), seeded(0), pyro.get_param_store().scope():
+        trace, _ = structure.run(model, _no_guide, args, kwargs)
+        trace.compute_log_prob()
+    parameters = [name for name, site in trace.nodes.items() if site["type"] == "param"]
+    if parameters:
+        raise InputError(
+            f"{path}: the model has parameters to learn ({', '.join(parameters)}), so it has no "
+            "single posterior to compare with; give them a prior, or fix them"
+        )
+    sites = structure.factors(trace, type(trace)())
+    if all(site["is_observed"] for site in sites.values()):
+        raise InputError(f"{path}: the model has no latent site: there is no posterior to find")
+
+
+def _no_guide(*args: Any, **kwargs: Any) -> None:
+    """A guide that leaves every site to the model."""
+
+
+def _place(error: BaseException, path: Path) -> str:
+    """Return the line of the user's file that was being run when ``error`` arose, or nothing."""
+    file = str(path.resolve())
+    if isinstance(error, SyntaxError) and error.filename == file:
+        return f"{path}, line {error.lineno}: "
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename == file:
+            return f"{path}, line {frame.lineno} ({frame.line}): "
+    return _place(error.__context__, path) if error.__context__ else ""

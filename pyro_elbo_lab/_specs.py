@@ -1,0 +1,99 @@
+"""Names on the command line: guides and objectives."""
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pyro.infer import ELBO
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoIAFNormal,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
+
+from pyro_elbo_lab._model_file import InputError, ModelFile
+from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
+from pyro_elbo_lab.objectives import ImportanceWeightedELBO, StandardELBO
+
+# The noise of a doubly reparameterised gradient is that of the draw divided by the guide's scale: a
+# guide as narrow as Pyro starts them (0.1) moves slowly.
+_SCALE = {"init_scale": 0.5}
+
+GUIDES: dict[str, Callable[..., Any]] = {
+    "normal": partial(AutoNormal, **_SCALE),
+    "diagonal": partial(AutoDiagonalNormal, **_SCALE),
+    "mvn": partial(AutoMultivariateNormal, **_SCALE),
+    "lowrank": partial(AutoLowRankMultivariateNormal, **_SCALE),
+    "iaf": AutoIAFNormal,
+    "delta": AutoDelta,
+}
+"""Guides that Pyro derives from the model, by name."""
+
+OBJECTIVES: dict[str, tuple[Callable[..., ELBO], int | None]] = {
+    "standard": (StandardELBO, 1),
+    "importance-weighted": (ImportanceWeightedELBO, None),
+    "analytic-kl": (AnalyticKLELBO, 1),
+}
+"""Objectives by name, each with the number of particles that it takes when none is given."""
+
+
+@dataclass(frozen=True)
+class ObjectiveSpec:
+    """An objective as asked for: ``standard``, ``importance-weighted:16``."""
+
+    spec: str
+    build: Callable[..., ELBO]
+    num_particles: int
+
+
+def objective(spec: str) -> ObjectiveSpec:
+    """Read ``name`` or ``name:K``.
+
+    Raises:
+        InputError: if the name is unknown, or K missing where needed, no integer or below 1.
+
+    >>> objective("importance-weighted:16").num_particles
+    16
+    >>> objective("importance-weigthed:16")
+    Traceback (most recent call last):
+    pyro_elbo_lab._model_file.InputError: unknown objective 'importance-weigthed' (did you mean \
+'importance-weighted'?); known: standard, importance-weighted, analytic-kl
+    """
+    name, colon, particles = spec.partition(":")
+    build, default = OBJECTIVES[_known("objective", name, OBJECTIVES)]
+    if not colon and default is None:
+        raise InputError(f"objective {spec!r} needs its number of particles, as in {spec}:16")
+    if not colon:
+        return ObjectiveSpec(spec, build, default or 1)
+    if not particles.lstrip("-").isdecimal():
+        raise InputError(
+            f"objective {spec!r}: the number of particles, {particles!r}, is no integer"
+        )
+    if int(particles) < 1:
+        raise InputError(f"objective {spec!r}: the number of particles must be at least 1")
+    return ObjectiveSpec(spec, build, int(particles))
+
+
+def guide(name: str, file: ModelFile) -> Any:
+    """Return a new guide: one of the file's own ``guides``, or else one of :data:`GUIDES`.
+
+    Raises:
+        InputError: if neither knows the name.
+    """
+    if name in file.guides:
+        return file.guides[name]()
+    return GUIDES[_known("guide", name, {**file.guides, **GUIDES})](file.model)
+
+
+def _known(what: str, name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    if name in names:
+        return name
+    nearest = difflib.get_close_matches(name, names, n=1)
+    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    raise InputError(f"unknown {what} {name!r}{hint}; known: {', '.join(names)}")
