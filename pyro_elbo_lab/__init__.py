@@ -5,6 +5,23 @@ estimate and the diagnostics are functions of the same log-weights.
 """
 
 from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
+from pyro_elbo_lab.comparison import Comparison, compare
+from pyro_elbo_lab.convert import from_guide
+from pyro_elbo_lab.fit import Fit, fit
 from pyro_elbo_lab.objectives import ImportanceWeightedELBO, Objective, StandardELBO
+from pyro_elbo_lab.reference import nuts
+from pyro_elbo_lab.report import write_report
 
-__all__ = ["AnalyticKLELBO", "ImportanceWeightedELBO", "Objective", "StandardELBO"]
+__all__ = [
+    "AnalyticKLELBO",
+    "Comparison",
+    "Fit",
+    "ImportanceWeightedELBO",
+    "Objective",
+    "StandardELBO",
+    "compare",
+    "fit",
+    "from_guide",
+    "nuts",
+    "write_report",
+]
