@@ -88,7 +88,7 @@ def _summary(comparison: Comparison) -> str:
     rows = [
         (
             escape(str(name)),
-            f"{_number(row['k_hat'])} <small>({_number(row['k_hat_threshold'])})</small>",
+            _k_hat(row["k_hat"], row["k_hat_threshold"]),
             _with_error(row["elbo"], row["elbo_se"]),
             _with_error(row["log_evidence"], row["log_evidence_se"]),
             _number(row["max_abs_mean_error"]),
@@ -166,6 +166,10 @@ def _number(value: float, signed: bool = False) -> str:
         return "\N{INFINITY}" if value > 0 else "\N{MINUS SIGN}\N{INFINITY}"
     rounded = round(value, 2) + 0.0  # no minus before zero
     return f"{rounded:{'+' if signed and rounded else ''}.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _k_hat(value: float, threshold: float) -> str:
+    return _number(value) + ("" if np.isnan(value) else f" <small>({_number(threshold)})</small>")
 
 
 def _with_error(value: float, error: float) -> str:

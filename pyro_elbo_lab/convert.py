@@ -26,9 +26,8 @@ def site_dims(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str,
 
     The model runs once, with a seed of its own. A dimension that belongs to a vectorised plate
     bears the plate's name; every other one, such as an event dimension, is `<site>_dim_<i>`,
-    counted from 0 at each site. A plate whose name is taken (by a site, `chain` or `draw`) counts
-    as unnamed, and so does one of which it is unclear which dimension of a `pyro.deterministic`
-    without `event_dim` it spans.
+    counted from 0 at each site. A plate called `chain` or `draw` counts as unnamed, and so does one
+    of which it is unclear which dimension of a `pyro.deterministic` without `event_dim` it spans.
 
     Args:
         model: a Pyro model.
@@ -55,9 +54,7 @@ def site_dims(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str,
 
 def trace_dims(trace: poutine.Trace) -> dict[str, tuple[str, ...]]:
     """As `site_dims`, of a model that has already been run: `poutine.trace(model).get_trace()`."""
-    sites = {name: site for name, site in trace.nodes.items() if _has_value(site)}
-    reserved = {*sites, *SAMPLE_DIMS}
-    return {name: _dims(name, site, reserved) for name, site in sites.items()}
+    return {name: _dims(name, site) for name, site in trace.nodes.items() if _has_value(site)}
 
 
 def from_guide(
@@ -236,14 +233,16 @@ def _has_value(site: dict[str, Any]) -> bool:
     return isinstance(site["value"], torch.Tensor)
 
 
-def _dims(name: str, site: dict[str, Any], reserved: set[str]) -> tuple[str, ...]:
+def _dims(name: str, site: dict[str, Any]) -> tuple[str, ...]:
     shape = site["value"].shape
     plates = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
     event_dim = _event_dim(site, plates)
     names: list[str | None] = [None] * len(shape)
     for frame in plates:
-        axis = None if event_dim is None else frame.dim - event_dim
-        if axis is not None and frame.name not in reserved and _spans(shape, axis, frame.size):
+        if event_dim is None or frame.name in SAMPLE_DIMS:
+            continue
+        axis = frame.dim - event_dim
+        if _spans(shape, axis, frame.size):
             names[axis] = frame.name
     unnamed = iter(range(len(shape)))
     return tuple(f"{name}_dim_{next(unnamed)}" if n is None else n for n in names)

@@ -199,14 +199,16 @@ def _automatic(latent: Latent, structure: Structure, layout: Layout) -> Choice:
         return Choice("score", f"{latent.distribution} is not reparameterized")
     if not latent.evaluable:
         return Choice(
-            "pathwise", f"log q of this {latent.distribution} is known only at its last draw"
+            "pathwise", f"log q of this {latent.distribution} is reliable only at its last draw"
         )
     if latent.name in layout.local:
         for other in _block(latent, structure, layout):
             if not other.reparameterized:
                 return Choice("pathwise", f"its cells hold '{other.name}', which needs the score")
             if not other.evaluable:
-                return Choice("pathwise", f"its cells hold '{other.name}', a flow with no inverse")
+                return Choice(
+                    "pathwise", f"its cells hold '{other.name}', reliable only at its last draw"
+                )
     return Choice("doubly_reparameterized", f"{latent.distribution} is reparameterized")
 
 
@@ -215,7 +217,7 @@ def _check_legal(latent: Latent, estimator: Estimator) -> None:
     if not latent.reparameterized and estimator != "score":
         found = f"has the distribution {latent.distribution}, whose draws are not differentiable"
     elif not latent.evaluable and estimator != "pathwise":
-        found = f"is a {latent.distribution} whose log-density is known only at its last draw"
+        found = f"is a {latent.distribution} whose log-density is reliable only at its last draw"
     if found:
         raise ValueError(
             f"gradient={estimator!r} is illegal for latent '{latent.name}': it {found}. "

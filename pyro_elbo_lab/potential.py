@@ -38,6 +38,7 @@ START_RADIUS = 2.0
 """Chains start uniformly within this distance of 0 in unconstrained space, as in Stan and Pyro."""
 
 _ATTEMPTS = 100
+_POINTS_CHECKED = 10
 _DRAWS_AT_ONCE = 100
 
 
@@ -159,7 +160,8 @@ def logp_and_gradient(
 
 
 def starting_point(potential: Potential, seed: int) -> np.ndarray:
-    """A random start for one chain, shape (size,), with a finite density and gradient.
+    """A random start for one chain, shape (size,), with a finite density and a gradient that is
+    finite and nowhere 0.
 
     Raises:
         ValueError: none was found in 100 attempts; the message names the sites responsible.
@@ -170,9 +172,9 @@ def starting_point(potential: Potential, seed: int) -> np.ndarray:
         for _ in range(_ATTEMPTS):
             x = rng.uniform(-START_RADIUS, START_RADIUS, potential.size)
             logp, gradient = evaluate(x)
-            if np.isfinite(logp) and np.isfinite(gradient).all():
+            if np.isfinite(logp) and np.isfinite(gradient).all() and gradient.all():
                 return x
-        raise ValueError(_what_is_not_finite(potential, x))
+        raise ValueError(_what_is_wrong(potential, x))
 
 
 def constrain(potential: Potential, draws: np.ndarray) -> dict[str, np.ndarray]:
@@ -304,37 +306,43 @@ def _check_not_downstream_of_discrete(
 
 
 def _check_behaviour(potential: Potential) -> None:
-    """Run the model at two starts: the density must be a function of the latents, and valid."""
-    evaluate = logp_and_gradient(potential)
-    points = [starting_point(potential, seed) for seed in (0, 1)]
-    first, again = evaluate(points[0])[0], evaluate(points[0])[0]
+    """Run the model at several points: the density must be one function of the same latents."""
+    zero = potential.by_site(torch.zeros(potential.size, device=potential.device))
+    with pyro.validation_enabled(False):
+        for seed in range(_POINTS_CHECKED):
+            x = np.random.default_rng(seed).uniform(-START_RADIUS, START_RADIUS, potential.size)
+            _check_structure(potential, _run_at(potential, x), zero)
+    evaluate, x = logp_and_gradient(potential), starting_point(potential, 0)
+    _run_at(potential, x).compute_log_prob()  # if validation is on, refuses impossible data
+    first, again = evaluate(x)[0], evaluate(x)[0]
     if not np.isclose(first, again, rtol=1e-9, atol=1e-9):
         raise ValueError(
             f"The model's log density at one point was {first:.10g} and then {again:.10g}: the "
             "model is random beyond its latent sites. Sample what is random with pyro.sample, and "
             "put modules with dropout in eval mode."
         )
-    zero = potential.by_site(torch.zeros(potential.size, device=potential.device))
-    for x in points:
-        trace = _run_at(potential, x)
-        missing = potential.shapes.keys() - trace.nodes.keys()
-        if changed := missing | (_latents(trace).keys() - {*potential.enumerated}):
+
+
+def _check_structure(
+    potential: Potential, trace: poutine.Trace, zero: Mapping[str, Tensor]
+) -> None:
+    missing = potential.shapes.keys() - trace.nodes.keys()
+    if changed := missing | (_latents(trace).keys() - {*potential.enumerated}):
+        raise ValueError(
+            f"Latent sites {sorted(changed)} are sampled in some runs of the model and not in "
+            "others; NUTS needs the same latent sites in every run."
+        )
+    for name, transform in potential.transforms.items():
+        now = biject_to(trace.nodes[name]["fn"].support)(zero[name])
+        if not torch.allclose(now, transform.inv(zero[name])):
             raise ValueError(
-                f"Latent sites {sorted(changed)} are sampled in some runs of the model and not in "
-                "others; NUTS needs the same latent sites in every run."
+                f"The support of '{name}' depends on other latents, which Pyro's NUTS gets wrong. "
+                "Sample on a fixed support and transform: dist.Uniform(0, 1) times the upper end "
+                "instead of dist.Uniform(0, end)."
             )
-        for name, transform in potential.transforms.items():
-            now = biject_to(trace.nodes[name]["fn"].support)(zero[name])
-            if not torch.allclose(now, transform.inv(zero[name])):
-                raise ValueError(
-                    f"The support of '{name}' depends on other latents, which Pyro's NUTS gets "
-                    "wrong. Sample on a fixed support and transform: dist.Uniform(0, 1) times the "
-                    "upper end instead of dist.Uniform(0, end)."
-                )
-        trace.compute_log_prob()  # where validation is on, data outside a support are an error
 
 
-def _what_is_not_finite(potential: Potential, x: np.ndarray) -> str:
+def _what_is_wrong(potential: Potential, x: np.ndarray) -> str:
     trace = _run_at(potential, x)
     trace.compute_log_prob()
     culprits = []
@@ -342,11 +350,14 @@ def _what_is_not_finite(potential: Potential, x: np.ndarray) -> str:
         if site["type"] == "sample" and not torch.isfinite(site["log_prob_sum"]):
             value = "NaN among its values" if _has_nan(site["value"]) else "no NaN in its values"
             culprits.append(f"'{name}' has log density {float(site['log_prob_sum']):g} ({value})")
-    what = "; ".join(culprits) or "every log density is finite there, but not their gradient"
+    gradient = potential.by_site(torch.from_numpy(logp_and_gradient(potential)(x)[1]))
+    for name in gradient if not culprits else ():
+        if not gradient[name].isfinite().all() or not gradient[name].all():
+            culprits.append(f"the gradient in '{name}' is {gradient[name].tolist()}")
     return (
-        f"No start with a finite log density and gradient in {_ATTEMPTS} attempts. At one of them: "
-        f"{what}. Look for NaN in the data, values outside a distribution's support, or "
-        "parameters that overflow."
+        f"No start with a finite log density and gradient in {_ATTEMPTS} attempts. At one of them "
+        f"{'; '.join(culprits)}. Look for NaN in the data, values outside a distribution's "
+        "support, parameters that overflow, and latents with a flat prior that nothing depends on."
     )
 
 

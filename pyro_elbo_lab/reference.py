@@ -150,7 +150,7 @@ def judge(posterior: Mapping[str, np.ndarray], diverging: np.ndarray) -> dict[st
     Example:
         >>> draws = np.random.default_rng(0).normal(size=(4, 500))
         >>> judge({"z": draws}, np.zeros((4, 500), bool))["reliability"]
-        'reliable: R-hat is at most 1.001, ESS at least 1870, 0 of 2000 transitions diverged.'
+        'reliable: R-hat is at most 1.00..., ESS at least ..., 0 of 2000 transitions diverged.'
     """
     scalars = _varying_scalars(posterior)
     r_hat = {name: _r_hat(x) for name, x in scalars.items()}
@@ -200,7 +200,8 @@ def _varying_scalars(posterior: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 
 def _r_hat(x: np.ndarray) -> float:
     """Rank-normalised split R-hat; NaN for a single chain, or fewer than 4 draws."""
-    return float(arviz_stats.rhat(x)) if len(x) > 1 else np.nan
+    with np.errstate(invalid="ignore"):  # draws that never vary
+        return float(arviz_stats.rhat(x)) if len(x) > 1 else np.nan
 
 
 def _ess(x: np.ndarray) -> float:
@@ -288,9 +289,11 @@ def _nutpie(
     except KeyboardInterrupt:
         running.cancel()
         raise
-    except RuntimeError:  # nutpie's own
+    except BaseException as error:
         if failures:
             raise failures[0] from None
+        if type(error).__name__ == "PanicException":  # which is no Exception
+            raise RuntimeError(f"nutpie broke down: {str(error).splitlines()[0]}") from None
         raise
     if failures:
         raise failures[0]

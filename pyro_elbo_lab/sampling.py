@@ -129,8 +129,8 @@ def is_vectorizable(model: Program, guide: Program, args: tuple, kwargs: dict) -
 
     A program that sums or indexes dimensions from the left may run in a particle plate and give
     wrong numbers. Here two particles are drawn at once, replayed one by one, and their
-    log-densities compared, site by site. Any exception counts as a no, and so does a flow that
-    cannot be evaluated at a given value.
+    log-densities compared, site by site. Any exception counts as a no, among them that of a flow
+    that cannot be evaluated at a given value.
 
     Args:
         model: a Pyro model.
@@ -140,8 +140,6 @@ def is_vectorizable(model: Program, guide: Program, args: tuple, kwargs: dict) -
     """
     with aside(), torch.no_grad():
         structure, single = analyse(model, guide, args, kwargs)
-        if not all(latent.evaluable for latent in structure.latents.values()):
-            return False
         options: dict[str, Any] = {"structure": structure, "layout": linear()}
         try:
             both = draw(model, guide, args, kwargs, num_outer=2, vectorize=True, **options)

@@ -49,8 +49,9 @@ class Latent:
         upstream: the latents that its distribution in the guide depends on.
         generation: 0 without upstream latents, else one more than the largest of theirs.
         reparameterized: whether its draws are differentiable in the guide's parameters.
-        evaluable: whether log q can be evaluated at a value that was not just drawn
-            (a flow without an inverse cannot).
+        evaluable: whether log q can be evaluated at a value that was not just drawn. A flow without
+            an inverse cannot; an autoregressive one could, by as many passes as it has dimensions,
+            in which rounding errors grow.
     """
 
     name: str
@@ -295,7 +296,14 @@ def _distribution_name(fn: Any) -> str:
     return type(fn).__name__
 
 
+def _is_autoregressive(transform: Any) -> bool:
+    parts = getattr(transform, "parts", [])
+    return getattr(transform, "autoregressive", False) or any(map(_is_autoregressive, parts))
+
+
 def _is_evaluable(site: Site) -> bool:
+    if any(map(_is_autoregressive, getattr(site["fn"], "transforms", []))):
+        return False
     value = site["value"].detach().clone()
     try:
         with torch.no_grad():

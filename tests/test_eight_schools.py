@@ -36,8 +36,8 @@ def fitted(request):
 
 
 def test_full_rank_means(fitted):
-    """Within 0.15 reference sd; but at the ELBO's optimum, found by four long runs with 10 to 300
-    particles, tau's mean is 0.166 sd too small: a log-normal marginal misses its long right tail."""
+    """Within 0.15 reference sd, but for tau: at the ELBO's optimum, where long runs with 10 to 300
+    particles end, its mean is 0.166 sd too small, as a log-normal misses its long right tail."""
     autoguide, errors, *_ = fitted
     if autoguide is AutoNormal:
         pytest.skip("a statement about the full-rank guide")

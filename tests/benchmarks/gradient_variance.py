@@ -35,14 +35,12 @@ STEPS = {"early": 100, "late": 4000}
 def total_variance(objective: ELBO, model, guide, args, num_evaluations: int = 2000) -> float:
     """Sum over the guide's parameters of the variance of their gradient."""
     parameters = list(guide.parameters())
-    total, squares = 0.0, 0.0
+    samples = []
     for _ in range(num_evaluations):
         loss = objective.differentiable_loss(model, guide, *args)
         grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-        flat = torch.cat([g.reshape(-1) for g in grads if g is not None]).double()
-        total, squares = total + flat, squares + flat**2
-    variance = squares / num_evaluations - (total / num_evaluations) ** 2
-    return variance.sum().item()
+        samples.append(torch.cat([g.reshape(-1) for g in grads if g is not None]).double())
+    return torch.stack(samples).var(0).sum().item()
 
 
 def main() -> None:
@@ -57,8 +55,9 @@ def main() -> None:
             for stage, num_steps in STEPS.items():
                 pyro.clear_param_store()
                 guide = autoguide(module.model)
-                settings = {"objective": StandardELBO(), "num_steps": num_steps}
-                fit(module.model, guide, *args, progress=False, **settings)
+                objective = StandardELBO(gradient="pathwise")
+                keywords = {"num_steps": num_steps, "progress": False}
+                fit(module.model, guide, *args, objective=objective, **keywords)  # type: ignore[arg-type]
                 pyro.set_rng_seed(0)
                 variances = [
                     total_variance(objective, module.model, guide, args)

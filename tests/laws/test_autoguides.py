@@ -105,13 +105,14 @@ def test_analytic_kl_has_the_mean_of_pathwise(build):
     )
 
 
-def test_flow_without_inverse_is_pathwise_and_says_so():
-    guide = prepared(AUTOGUIDES["block-autoregressive"])
+@pytest.mark.parametrize("flow", ["iaf", "block-autoregressive"])
+def test_flow_without_a_good_inverse_is_pathwise_and_says_so(flow):
+    guide = prepared(AUTOGUIDES[flow])
     row = StandardELBO().explain(model, guide).rows[0]
     assert row.gradient == "pathwise"
-    assert "known only at its last draw" in row.why
+    assert "reliable only at its last draw" in row.why
     for gradient in ("doubly_reparameterized", "score"):
-        with pytest.raises(ValueError, match="known only at its last draw"):
+        with pytest.raises(ValueError, match="reliable only at its last draw"):
             StandardELBO(gradient=gradient).loss(model, guide)
 
 
