@@ -35,9 +35,9 @@ GUIDES: dict[str, Callable[..., Any]] = {
 """Guides that Pyro derives from the model, by name."""
 
 OBJECTIVES: dict[str, tuple[Callable[..., ELBO], int | None]] = {
-    "standard": (StandardELBO, 1),
+    "standard": (StandardELBO, 10),
     "importance-weighted": (ImportanceWeightedELBO, None),
-    "analytic-kl": (AnalyticKLELBO, 1),
+    "analytic-kl": (AnalyticKLELBO, 10),
 }
 """Objectives by name, each with the number of particles that it takes when none is given."""
 

@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "--objective",
         action="append",
         metavar="NAME[:K]",
-        help=f"{', '.join(_specs.OBJECTIVES)}, with K particles; may be repeated "
+        help=f"{', '.join(_specs.OBJECTIVES)}, with K particles (10 unless said); may be repeated "
         "(default: standard)",
         default=argparse.SUPPRESS,
     )

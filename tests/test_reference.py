@@ -145,10 +145,8 @@ def normal(x: Tensor) -> None:
 def test_a_seed_fixes_the_draws(sampler: str) -> None:
     quick = {**QUICK, "num_warmup": 50, "num_samples": 20, "sampler": sampler}
     with pytest.warns(UserWarning, match="not reliable"):
-        first, again, other = (
-            nuts(normal, torch.tensor(1.0), seed=seed, **quick)["posterior"]["z"].values
-            for seed in (1, 1, 2)
-        )
+        trees = [nuts(normal, torch.tensor(1.0), seed=seed, **quick) for seed in (1, 1, 2)]
+    first, again, other = (tree["posterior"]["z"].to_numpy() for tree in trees)
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
     assert (first[0] != first[1]).any()
@@ -447,6 +445,20 @@ def test_an_error_while_sampling_is_the_models_own(sampler: str) -> None:
 
     with pytest.raises(KeyError, match="the model's own error"):
         nuts(model, sampler=sampler, **QUICK)
+
+
+def test_a_breakdown_of_nutpie_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient of 0 at the start is one; `starting_point` avoids it."""
+
+    def origin(potential: Any, seed: int) -> np.ndarray:
+        return np.zeros(potential.size)
+
+    def model() -> None:
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    monkeypatch.setattr("pyro_elbo_lab.reference.starting_point", origin)
+    with pytest.raises(RuntimeError, match="nutpie broke down: .*initial gradient"):
+        nuts(model, **QUICK)
 
 
 def test_singular_matrices_are_rejected_proposals() -> None:
