@@ -100,6 +100,16 @@ def test_discrete(build, gradient, plate):
     assert_unbiased(objective, num_particles, toys.discrete(plate=plate))
 
 
+def test_plates_take_the_noise_of_other_cells_out_of_the_score():
+    noise = {
+        plate: values_and_gradients(
+            StandardELBO(2, "score", vectorize_particles=True), toys.discrete(plate=plate), 400
+        )[1][:, 1:].std(0)
+        for plate in (True, False)
+    }
+    assert (noise[True] < 0.9 * noise[False]).all()
+
+
 @pytest.mark.parametrize("num_particles", [2, 3, 5])
 def test_discrete_importance_weights_of_more_particles(num_particles):
     objective = ImportanceWeightedELBO(
