@@ -7,7 +7,7 @@ estimate and the diagnostics are functions of the same log-weights.
 from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
 from pyro_elbo_lab.comparison import Comparison, compare
 from pyro_elbo_lab.convert import from_guide
-from pyro_elbo_lab.fit import Fit, fit
+from pyro_elbo_lab.fit import Fit, default_optimizer, fit
 from pyro_elbo_lab.objectives import ImportanceWeightedELBO, Objective, StandardELBO
 from pyro_elbo_lab.reference import nuts
 from pyro_elbo_lab.report import write_report
@@ -20,6 +20,7 @@ __all__ = [
     "Objective",
     "StandardELBO",
     "compare",
+    "default_optimizer",
     "fit",
     "from_guide",
     "nuts",

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from pyro_elbo_lab.bounds import Bound, derivatives, leave_one_out
 from pyro_elbo_lab.layout import Layout
-from pyro_elbo_lab.particles import CellBlock, Draws, Particles
+from pyro_elbo_lab.particles import CellBlock, Draws, Particles, sum_except
 from pyro_elbo_lab.structure import FactorKey, Latent, Structure
 
 Gradient = Literal["auto", "pathwise", "doubly_reparameterized", "score"]
@@ -114,7 +114,7 @@ def doubly_reparameterized(particles: Particles, bound: Bound, draws: list[Draws
         if local:
             slope, curvature = derivatives(bound, block.log_weights)
             for drawn in local:
-                log_q = _to_cells(drawn.log_q(fixed=True, scaled=True), block)
+                log_q = sum_except(drawn.log_q(fixed=True, scaled=True), block.plates.values())
                 direct = direct + drawn.weight * (slope * log_q).sum()
             for generation, linear in _through_draws(block, curvature, local).items():
                 before = [d for d in upstream if d.latent.generation < generation]
@@ -259,11 +259,6 @@ def _generations(draws: list[Draws]) -> list[list[Tensor]]:
     return [generations[g] for g in sorted(generations)]
 
 
-def _to_cells(tensor: Tensor, block: CellBlock) -> Tensor:
-    dims = set(block.plates.values())
-    return _sum_dims(tensor, [d for d in range(2 - tensor.dim(), 0) if d not in dims])
-
-
 def _sum_dims(tensor: Tensor, dims: list[int]) -> Tensor:
     return tensor.sum(dims, keepdim=True) if dims else tensor
 
@@ -274,10 +269,11 @@ def _local_score(
     log_weights = block.log_weights.detach()
     baseline, slope = leave_one_out(bound, log_weights)
     learning_signal = bound(log_weights) - baseline
+    dims = block.plates.values()
     total = particles.zero
     for drawn in local:
-        log_q = _to_cells(drawn.log_q(), block)
-        scaled = drawn.weight / block.weight * _to_cells(drawn.log_q(scaled=True), block)
+        log_q = sum_except(drawn.log_q(), dims)
+        scaled = drawn.weight / block.weight * sum_except(drawn.log_q(scaled=True), dims)
         total = total + (learning_signal * log_q + slope * scaled).sum()
     return block.weight * total / particles.num_outer
 

@@ -7,7 +7,7 @@ where, `sampling` runs the programs.
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, reduce
 
@@ -217,7 +217,7 @@ def sort(
                 _check_scale_inside(key, site, cells, layout)
                 value = inner_weight * value
             dims = [_dims(site)[plate] for plate in cells]
-            inside.setdefault(cells, []).append((key, _sum_except(value, dims)))
+            inside.setdefault(cells, []).append((key, sum_except(value, dims)))
     blocks = [_block(cells, terms, runs[0], structure, layout) for cells, terms in inside.items()]
     draws = {name: _draws(latent, runs, stack) for name, latent in structure.latents.items()}
     return Particles(structure, layout, tuple(shared), tuple(blocks), draws, runs)
@@ -317,7 +317,7 @@ def _dims(site: Site) -> dict[str, int]:
     }
 
 
-def _sum_except(value: Tensor, dims: list[int]) -> Tensor:
+def sum_except(value: Tensor, dims: Collection[int]) -> Tensor:
     """Sum the plate dimensions of (K, M, *plates) but those in `dims`, keeping them as 1."""
     summed = [d for d in range(2 - value.dim(), 0) if d not in dims]
     return value.sum(summed, keepdim=True) if summed else value

@@ -7,7 +7,7 @@ model's sites. The density itself is Pyro's own (`pyro.infer.mcmc.util.initializ
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import ImproperUniform
+from pyro.infer.autoguide.initialization import init_to_value
 from pyro.infer.mcmc.util import initialize_model
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -111,11 +112,15 @@ def prepare(model: Program, args: tuple, kwargs: Mapping[str, Any]) -> Potential
 
     # Draws from a wide prior may be invalid parameters of the next site: the checks come later.
     with pyro.validation_enabled(False), _explaining_dtypes():
-        with _RefuseImproper():
-            trace = poutine.trace(bound).get_trace()
+        trace = _first_run(bound)
         latents = _latents(trace)
         _check_sites(trace, latents)
-        _, energy, transforms, enumerated_trace = initialize_model(bound, initial_params={})
+        _, energy, transforms, enumerated_trace = initialize_model(
+            bound,
+            max_plate_nesting=_plate_nesting(trace),
+            init_strategy=init_to_value(values={n: s["value"] for n, s in latents.items()}),
+            initial_params={},
+        )
     _check_not_downstream_of_discrete(trace, enumerated_trace, transforms)
     values = {name: trace.nodes[name]["value"] for name in transforms}
     potential = Potential(
@@ -236,6 +241,20 @@ def _to_float64(value: Any) -> Any:
     return value
 
 
+def _first_run(model: Program) -> poutine.Trace:
+    """A run at draws of the prior, if possible at some where no matrix is singular."""
+    with _RefuseImproper():
+        for _ in range(_ATTEMPTS):
+            with suppress(torch.linalg.LinAlgError):
+                return poutine.trace(model).get_trace()
+        return poutine.trace(model).get_trace()
+
+
+def _plate_nesting(trace: poutine.Trace) -> int:
+    frames = [f for site in trace.nodes.values() for f in site.get("cond_indep_stack", ())]
+    return max((-frame.dim for frame in frames if frame.vectorized), default=0)
+
+
 def _latents(trace: poutine.Trace) -> dict[str, Site]:
     return {
         name: site
@@ -298,7 +317,7 @@ def _check_not_downstream_of_discrete(
     trace: poutine.Trace, enumerated_trace: poutine.Trace, continuous: Iterable[str]
 ) -> None:
     for name in continuous:
-        if trace.nodes[name]["value"].shape != enumerated_trace.nodes[name]["value"].shape:
+        if trace.nodes[name]["fn"].shape() != enumerated_trace.nodes[name]["fn"].shape():
             raise ValueError(
                 f"Continuous latent site '{name}' depends on a discrete latent, which Pyro's NUTS "
                 "cannot sum out. Use a mixture distribution such as dist.MixtureSameFamily for it."
@@ -311,7 +330,8 @@ def _check_behaviour(potential: Potential) -> None:
     with pyro.validation_enabled(False):
         for seed in range(_POINTS_CHECKED):
             x = np.random.default_rng(seed).uniform(-START_RADIUS, START_RADIUS, potential.size)
-            _check_structure(potential, _run_at(potential, x), zero)
+            with suppress(torch.linalg.LinAlgError):  # as in logp_and_gradient
+                _check_structure(potential, _run_at(potential, x), zero)
     evaluate, x = logp_and_gradient(potential), starting_point(potential, 0)
     _run_at(potential, x).compute_log_prob()  # if validation is on, refuses impossible data
     first, again = evaluate(x)[0], evaluate(x)[0]
@@ -406,8 +426,7 @@ def _replay(potential: Potential, values: Mapping[str, Tensor]) -> dict[str, Ten
 
 def _replay_at_once(potential: Potential, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     sites = potential.trace.nodes
-    dims = [f.dim for s in sites.values() for f in s.get("cond_indep_stack", ()) if f.vectorized]
-    nesting = -min(dims, default=0)
+    nesting = _plate_nesting(potential.trace)
     num_draws = len(next(iter(values.values())))
     stacked = {
         name: value.reshape(

@@ -1,8 +1,10 @@
 """NUTS references: draws to hold an approximation against, and whether they can be trusted."""
 
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import arviz_stats
@@ -234,6 +236,43 @@ _ARVIZ_NAMES = {
 }
 
 
+class _Shielded:
+    """A density for nutpie's threads, who panic at an exception and may outlive a failed run.
+
+    The first exception is kept, and from then on, as after `stop`, every density is NaN, so that
+    the chains run out without calling the model. The lock keeps Pyro to one thread.
+    """
+
+    def __init__(self, potential: Potential) -> None:
+        self.failure: Exception | None = None
+        self._potential = potential
+        self._evaluate = logp_and_gradient(potential)
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    def logp(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        result = self._attempt(self._evaluate, x)
+        return (np.nan, np.zeros_like(x)) if result is None else result
+
+    def start(self, seed: int) -> np.ndarray:
+        x = self._attempt(starting_point, self._potential, seed)
+        return np.zeros(self._potential.size) if x is None else x
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+
+    def _attempt(self, function: Callable[..., Any], *args: Any) -> Any:
+        with self._lock:
+            if self._stopped:
+                return None
+            try:
+                return function(*args)
+            except Exception as error:
+                self.failure, self._stopped = error, True
+                return None
+
+
 def _nutpie(
     potential: Potential,
     num_chains: int,
@@ -242,34 +281,15 @@ def _nutpie(
     seed: int,
     progress: bool,
 ) -> Sample:
-    evaluate = logp_and_gradient(potential)
-    failures: list[Exception] = []
-
-    # An exception in one of nutpie's threads would make it panic: keep it
-    # for later, and let the chains run out on NaN.
-    def logp(x: np.ndarray) -> tuple[float, np.ndarray]:
-        if not failures:
-            try:
-                return evaluate(x)
-            except Exception as error:
-                failures.append(error)
-        return float("nan"), np.zeros_like(x)
-
-    def start(seed: int) -> np.ndarray:
-        try:
-            return starting_point(potential, seed)
-        except Exception as error:
-            failures.append(error)
-        return np.zeros(potential.size)
-
+    density = _Shielded(potential)
     compiled = from_pyfunc(
         ndim=potential.size,
-        make_logp_fn=lambda: logp,
+        make_logp_fn=lambda: density.logp,
         make_expand_fn=lambda seed1, seed2, chain: lambda x: {"draws": np.array(x)},
         expanded_dtypes=[np.dtype("float64")],
         expanded_shapes=[(potential.size,)],
         expanded_names=["draws"],
-        make_initial_point_fn=start,
+        make_initial_point_fn=density.start,
     )
     running = nutpie.sample(
         compiled,
@@ -286,17 +306,16 @@ def _nutpie(
     )
     try:
         tree = running.wait()
-    except KeyboardInterrupt:
-        running.cancel()
-        raise
     except BaseException as error:
-        if failures:
-            raise failures[0] from None
-        if type(error).__name__ == "PanicException":  # which is no Exception
-            raise RuntimeError(f"nutpie broke down: {str(error).splitlines()[0]}") from None
-        raise
-    if failures:
-        raise failures[0]
+        density.stop()
+        with suppress(BaseException):  # a Rust panic arrives as a PanicException, no Exception
+            running.cancel()
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        what = " ".join(str(error).partition("Stack backtrace")[0].split())
+        raise density.failure or RuntimeError(f"nutpie broke down: {what}") from None
+    if density.failure is not None:
+        raise density.failure
     stats = tree["sample_stats"]
     return Sample(
         draws=tree["posterior"]["draws"].values,

@@ -16,7 +16,16 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_elbo_lab.layout import Layout, linear
-from pyro_elbo_lab.particles import Expectation, Particles, Run, Stack, log_density, sort
+from pyro_elbo_lab.particles import (
+    CellBlock,
+    Expectation,
+    Particles,
+    Run,
+    Stack,
+    log_density,
+    sort,
+    sum_except,
+)
 from pyro_elbo_lab.structure import (
     PARTICLE_PLATE,
     FactorKey,
@@ -162,33 +171,50 @@ def is_vectorizable(model: Program, guide: Program, args: tuple, kwargs: dict) -
 
 
 def touching_cells(particles: Particles) -> str | None:
-    """The name of a local latent that the log-weights of other cells depend on, None if none.
+    """The name of a local latent on which log-densities of other cells depend, None if none.
 
     Names tell which sites depend on which, not which elements: a program may mix the elements of
     a plate (a Cholesky factor times whitened draws, say). If the cells are independent, weighting
-    each cell's log-weight by u multiplies the gradient in the cell by u and nothing else.
+    each cell's log-density by u multiplies the gradient in the cell by u and nothing else. Model
+    and guide are looked at one by one, as they cancel where the guide is the posterior.
 
     Args:
         particles: drawn with K = M = 1, not vectorised, `leaves=True`.
     """
     for block in particles.cells:
-        u = 1 + torch.rand_like(block.log_weights)
-        for name in block.latents:
-            (z,) = particles.draws[name].values
-            if not z.requires_grad or not block.log_weights.requires_grad:
-                continue
-            plain, weighted = (
-                torch.autograd.grad(total, z, retain_graph=True, allow_unused=True)[0]
-                for total in (block.log_weights.sum(), (u * block.log_weights).sum())
-            )
-            if plain is None:
-                continue
-            event_dim = particles.draws[name].sites[0]["fn"].event_dim
-            own = u.reshape(u.shape[2:]).reshape(u.shape[2:] + (1,) * event_dim)
-            error = (weighted - own * plain).abs().max()
-            if error > 1e-3 * plain.abs().max():
-                return name
+        for side in ("model", "guide"):
+            log_density = _of_cells(particles, block, side)
+            for name in block.latents:
+                drawn = particles.draws[name]
+                if _touches(log_density, drawn.values[0], drawn.sites[0]["fn"].event_dim):
+                    return name
     return None
+
+
+def _of_cells(particles: Particles, block: CellBlock, side: str) -> Tensor:
+    """The log-density of one side in each cell, (1, 1, *plates)."""
+    (one,) = particles.runs
+    stack = Stack(1, 1, block.log_weights.dim() - 2, vectorized=False)
+    cells = frozenset(block.plates)
+    total = torch.zeros_like(block.log_weights)
+    for key, around in particles.layout.cells.items():
+        if key.side == side and around == cells:
+            total = total + sum_except(stack([one.densities[key]]), block.plates.values())
+    return total
+
+
+def _touches(log_density: Tensor, z: Tensor, event_dim: int) -> bool:
+    if not (z.requires_grad and log_density.requires_grad):
+        return False
+    u = 1 + torch.rand_like(log_density)
+    plain, weighted = (
+        torch.autograd.grad(total, z, retain_graph=True, allow_unused=True)[0]
+        for total in (log_density.sum(), (u * log_density).sum())
+    )
+    if plain is None:
+        return False
+    own = u.reshape(u.shape[2:] + (1,) * event_dim)
+    return bool((weighted - own * plain).abs().max() > 1e-3 * plain.abs().max())
 
 
 def _refuse_shared_flows(structure: Structure, shared: frozenset[str]) -> None:

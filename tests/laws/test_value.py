@@ -171,6 +171,21 @@ def test_guide_gradient_vanishes_at_the_posterior_for_every_draw(objective, vect
     assert gradients[:, 0].abs().min() > 1e-3  # the model's own parameter still learns
 
 
+@vectorized
+@pytest.mark.parametrize("build", [StandardELBO, ImportanceWeightedELBO])
+def test_local_gradients_vanish_at_the_posterior_under_subsampling(build, vectorize):
+    """The minibatch leaves noise in the global ones."""
+    toy = toys.hierarchical(num_data=5, subsample_size=2)
+    with torch.no_grad():
+        for name, optimum in posterior_guide(5).items():
+            toy.parameters[name].copy_(optimum)
+    objective = build(4, gradient="doubly_reparameterized", vectorize_particles=vectorize)
+    _, gradients = values_and_gradients(objective, toy, 5)
+    local = gradients[:, 3:]  # after theta and the two of the global latent
+    torch.testing.assert_close(local, torch.zeros_like(local), atol=1e-12, rtol=0)
+    assert gradients[:, 1].abs().max() > 1e-3
+
+
 def test_pathwise_gradient_does_not_vanish_at_the_posterior():
     toy = toys.hierarchical(num_data=3)
     with torch.no_grad():
