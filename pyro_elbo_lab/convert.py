@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from xarray import DataTree
 
-from pyro_elbo_lab.fit import seeded
+from pyro_elbo_lab.fit import forget_namesakes, seeded
 from pyro_elbo_lab.layout import linear
 from pyro_elbo_lab.particles import Particles
 from pyro_elbo_lab.sampling import draw, is_vectorizable
@@ -97,6 +97,7 @@ def from_guide(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    forget_namesakes(guide)
     structure, _ = analyse(model, guide, args, kwargs)
     with aside(), torch.no_grad():
         example, _ = run(model, guide, args, kwargs)

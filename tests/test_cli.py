@@ -284,7 +284,7 @@ def test_fits_of_one_guide_do_not_share_parameters(
         return "nowhere"
 
     monkeypatch.setattr(cli, "write_report", remember)
-    options = ["--guide", "handmade", "--objective", "standard", "--objective", "standard:1"]
+    options = ["--guide", "handmade", "--objective", "standard", "--objective", "standard:10"]
     assert run(write(CONJUGATE), *options, *SHORT) == 0
     assert len(first) == 2 and len(set(first.values())) == 1
 

@@ -99,6 +99,20 @@ def test_no_plates_and_a_single_draw():
     assert tree["sample_stats"]["log_weight"].item() == 0.0
 
 
+def test_two_guides_of_one_class_keep_their_own_parameters():
+    """Pyro's modules take over what the param store holds under their name."""
+    guides = []
+    for loc in (1.5, -1.5):
+        pyro.clear_param_store()
+        guide = AutoNormal(model)
+        guide(X)
+        with torch.no_grad():
+            guide.locs.scale.fill_(loc)
+        guides.append(guide)
+    means = [np.log(from_guide(g, model, X)["posterior"]["scale"]).mean() for g in guides]
+    np.testing.assert_allclose(means, [1.5, -1.5], atol=0.05)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
         from_guide(model, model, X, num_samples=0)
