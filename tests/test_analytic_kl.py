@@ -16,7 +16,7 @@ from torch.distributions import kl_divergence
 
 from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
 from pyro_elbo_lab.objectives import StandardELBO
-from tests.laws.estimation import mean_loss
+from tests.laws.estimation import guide_gradients, mean_loss
 from tests.tolerances import assert_means_equal
 
 EYE = torch.eye(3)
@@ -91,17 +91,6 @@ def test_autoguides(autoguide, routes):
     )
 
 
-def gradients(objective, model, guide, num_evaluations):
-    parameters = list(guide.parameters())
-    samples = []
-    for _ in range(num_evaluations):
-        for p in parameters:
-            p.grad = None
-        objective.loss_and_grads(model, guide)
-        samples.append(torch.cat([p.grad.reshape(-1) for p in parameters]))
-    return torch.stack(samples)
-
-
 @pytest.mark.parametrize("autoguide", [AutoNormal, AutoMultivariateNormal])
 def test_gradient_on_positive_support_where_pyros_is_biased(autoguide):
     def model():
@@ -113,10 +102,10 @@ def test_gradient_on_positive_support_where_pyros_is_biased(autoguide):
     guide()
     pyro.set_rng_seed(0)
     keywords = {"num_particles": 20, "vectorize_particles": True, "max_plate_nesting": 0}
-    expected = gradients(Trace_ELBO(**keywords), model, guide, 300)
-    assert_means_equal(gradients(AnalyticKLELBO(**keywords), model, guide, 300), expected)
+    expected = guide_gradients(Trace_ELBO(**keywords), model, guide, 300)
+    assert_means_equal(guide_gradients(AnalyticKLELBO(**keywords), model, guide, 300), expected)
     with pytest.raises(AssertionError, match="means disagree"):
-        biased = gradients(TraceMeanField_ELBO(**keywords), model, guide, 300)
+        biased = guide_gradients(TraceMeanField_ELBO(**keywords), model, guide, 300)
         assert_means_equal(biased, expected)
 
 
@@ -222,7 +211,7 @@ def test_own_kl_term_has_no_noise():
     guide = AutoNormal(model, init_scale=0.5)
     guide()
     pathwise = StandardELBO(gradient="pathwise")
-    assert gradients(AnalyticKLELBO(), model, guide, 20).std(0).max() == 0
-    assert gradients(pathwise, model, guide, 20).std(0).min() > 0.05
+    assert guide_gradients(AnalyticKLELBO(), model, guide, 20).std(0).max() == 0
+    assert guide_gradients(pathwise, model, guide, 20).std(0).min() > 0.05
     exact = kl_divergence(dist.Normal(0.0, 0.5), dist.Normal(0.0, 1.0)).item()
     assert AnalyticKLELBO().loss(model, guide) == pytest.approx(exact, rel=1e-5)

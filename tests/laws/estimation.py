@@ -1,6 +1,7 @@
 """Repeated evaluations of an objective's value and gradient."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import torch
@@ -30,3 +31,15 @@ def values_and_gradients(objective: ELBO, toy: Toy, num_evaluations: int) -> tup
 def mean_loss(evaluate: Callable[[], float], num_evaluations: int) -> Tensor:
     """Losses of N evaluations in a row, (N,)."""
     return torch.tensor([evaluate() for _ in range(num_evaluations)], dtype=torch.float64)
+
+
+def guide_gradients(objective: ELBO, model: Any, guide: Any, num_evaluations: int) -> Tensor:
+    """Gradients of the loss in a guide module's parameters, (N, parameters)."""
+    parameters = list(guide.parameters())
+    samples = []
+    for _ in range(num_evaluations):
+        guide.zero_grad()
+        objective.loss_and_grads(model, guide)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        samples.append(torch.cat([grad.reshape(-1) for grad in grads]))
+    return torch.stack(samples)
