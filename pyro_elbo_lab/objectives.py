@@ -354,9 +354,9 @@ def StandardELBO(
 
     The workhorse: its maximum is the guide closest to the posterior in KL(q || p). The default
     gradient sticks the landing: its noise vanishes as the guide approaches the posterior. While the
-    guide is much narrower than the posterior its noise is larger than that of "pathwise" (783 times
-    the variance on eight schools with autoguides' initial scale of 0.1): start from a wider guide
-    (`init_scale=0.5`), use a few particles, or begin with "pathwise".
+    guide is much narrower than the posterior its noise is larger than that of "pathwise" (on eight
+    schools, 100 steps after autoguides' initial scale of 0.1, 180 times the variance): start from a
+    wider guide (`init_scale=0.5`), use a few particles, or begin with "pathwise".
 
     Args:
         num_particles: draws that are averaged, at least 1.
