@@ -39,8 +39,8 @@ def eight_schools_tree() -> xr.DataTree:
     return nuts(eight_schools.model, *eight_schools.data(), progress=False)
 
 
-def mcse(draws: Any) -> np.ndarray:
-    return np.squeeze(arviz_stats.mcse(draws).values)
+def mcse(draws: Any, method: str = "mean") -> np.ndarray:
+    return np.squeeze(arviz_stats.mcse(draws, method=method).values)
 
 
 def assert_mean(draws: Any, expected: Any) -> None:
@@ -53,7 +53,11 @@ def assert_mean(draws: Any, expected: Any) -> None:
 def test_eight_schools_agrees_with_posteriordb(
     shared: Path, eight_schools_tree: xr.DataTree
 ) -> None:
-    """Each mean within 4 combined MCSE, each sd within 5 %."""
+    """Each mean within 4 combined MCSE; each sd within 5 %, or 4 combined MCSE where that is more.
+
+    Seeds 0 to 3 gave sds within 3.7 %, but tau's sd has an MCSE of 3 % at this length, and rounding
+    on another processor makes another chain.
+    """
     folder = shared / "posteriordb" / "eight_schools-eight_schools_noncentered"
     known = json.loads((folder / "info.json").read_text())["stats"]
     posterior = eight_schools_tree["posterior"]
@@ -63,7 +67,9 @@ def test_eight_schools_agrees_with_posteriordb(
     for name, draws in scalars.items():
         error = float(draws.mean()) - known[name]["mean"]
         assert abs(error) <= 4 * np.hypot(mcse(draws), known[name]["mcse_mean"]), name
-        assert float(draws.std()) == pytest.approx(known[name]["sd"], rel=0.05), name
+        noise = 4 * np.hypot(mcse(draws, "sd"), known[name]["mcse_sd"])
+        allowed = max(0.05 * known[name]["sd"], noise)
+        assert float(draws.std()) == pytest.approx(known[name]["sd"], abs=allowed), name
 
 
 def test_eight_schools_agrees_with_quadrature(eight_schools_tree: xr.DataTree) -> None:
