@@ -129,8 +129,8 @@ def default_optimizer(num_steps: int) -> ClippedAdam:
     clipped: clipping the elements of a heavy-tailed unbiased gradient, such as that of a narrow
     full-rank guide, makes it biased. (With Pyro's bound of 10, a full-rank guide of the logistic
     regression in the project's `models` ends 5 nats lower after 2000 steps of one particle.) Ten
-    particles and 2000 steps bring a full-rank guide of the linear regression there to within 0.1
-    nats of the evidence.
+    particles and 2000 steps bring a full-rank guide of the linear regression there to 0.01 to 0.27
+    nats below the evidence, by the seed.
 
     Example:
         >>> default_optimizer(100).pt_optim_args["lr"]

@@ -50,7 +50,7 @@ def test_reaches_the_exact_posterior() -> None:
 
 
 def test_default_optimizer_converges_on_a_correlated_posterior() -> None:
-    """To within the 0.1 nats that its docstring states."""
+    """The docstring states 0.01 to 0.27 nats over four seeds; a failed fit is nats away."""
     x, y = linear_regression.data()
     full_rank = AutoMultivariateNormal(linear_regression.model)
     objective = StandardELBO(10, vectorize_particles=True)
@@ -58,7 +58,7 @@ def test_default_optimizer_converges_on_a_correlated_posterior() -> None:
     elbo = StandardELBO(num_particles=1000, vectorize_particles=True, max_plate_nesting=1)
     with torch.no_grad():
         reached = -elbo.loss(linear_regression.model, full_rank, x, y)
-    assert reached == pytest.approx(linear_regression.exact(x, y)["log_evidence"], abs=0.1)
+    assert reached == pytest.approx(linear_regression.exact(x, y)["log_evidence"], abs=0.5)
 
 
 def test_learning_rate_falls_a_hundredfold() -> None:
