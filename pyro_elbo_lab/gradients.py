@@ -238,10 +238,6 @@ def _is_shared(drawn: Draws, particles: Particles) -> bool:
     return drawn.latent.name not in particles.layout.local
 
 
-def _shared(particles: Particles) -> list[Draws]:
-    return [d for d in particles.draws.values() if _is_shared(d, particles)]
-
-
 def _upstream(particles: Particles) -> list[Draws]:
     read = {name for d in particles.draws.values() for name in d.latent.upstream}
     return [particles.draws[name] for name in particles.draws if name in read]
@@ -257,10 +253,6 @@ def _generations(draws: list[Draws]) -> list[list[Tensor]]:
     for drawn in draws:
         generations.setdefault(drawn.latent.generation, []).extend(drawn.values)
     return [generations[g] for g in sorted(generations)]
-
-
-def _sum_dims(tensor: Tensor, dims: list[int]) -> Tensor:
-    return tensor.sum(dims, keepdim=True) if dims else tensor
 
 
 def _local_score(
@@ -305,4 +297,4 @@ def _downstream_cost(particles: Particles, bound: Bound, drawn: Draws) -> Tensor
 def _within(tensor: Tensor, plates: Mapping[str, int], drawn: Draws) -> Tensor:
     """Sum (M, *plates) over the plates that the latent is not in."""
     outside = [dim for plate, dim in plates.items() if plate not in drawn.plates]
-    return _sum_dims(tensor, outside)
+    return tensor.sum(outside, keepdim=True) if outside else tensor
