@@ -5,24 +5,49 @@ estimate and the diagnostics are functions of the same log-weights.
 """
 
 from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
+from pyro_elbo_lab.annealing import cyclical_annealing, linear_annealing
+from pyro_elbo_lab.bounds import log_uniform_schedule, uniform_schedule
 from pyro_elbo_lab.comparison import Comparison, compare
 from pyro_elbo_lab.convert import from_guide
+from pyro_elbo_lab.divergences import ChiUpperBound, ForwardKL, ReweightedWakeSleep, TailAdaptive
 from pyro_elbo_lab.fit import Fit, default_optimizer, fit
-from pyro_elbo_lab.objectives import ImportanceWeightedELBO, Objective, StandardELBO
+from pyro_elbo_lab.objective import Objective
+from pyro_elbo_lab.objectives import (
+    CombinedImportanceWeighted,
+    ImportanceWeightedELBO,
+    JackknifeELBO,
+    PartiallyImportanceWeighted,
+    RenyiELBO,
+    StandardELBO,
+    ThermodynamicELBO,
+)
 from pyro_elbo_lab.reference import nuts
 from pyro_elbo_lab.report import write_report
 
 __all__ = [
     "AnalyticKLELBO",
+    "ChiUpperBound",
+    "CombinedImportanceWeighted",
     "Comparison",
     "Fit",
+    "ForwardKL",
     "ImportanceWeightedELBO",
+    "JackknifeELBO",
     "Objective",
+    "PartiallyImportanceWeighted",
+    "RenyiELBO",
+    "ReweightedWakeSleep",
     "StandardELBO",
+    "TailAdaptive",
+    "ThermodynamicELBO",
     "compare",
+    "cyclical_annealing",
     "default_optimizer",
     "fit",
     "from_guide",
+    "linear_annealing",
+    "log_uniform_schedule",
     "nuts",
+    "uniform_schedule",
     "write_report",
 ]

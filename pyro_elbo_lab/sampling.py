@@ -62,6 +62,7 @@ def draw(
     detached: frozenset[str] = frozenset(),
     refreshed: frozenset[str] = frozenset(),
     leaves: bool = False,
+    latent_scale: float = 1.0,
     expectations: Mapping[FactorKey, Expectation] | None = None,
 ) -> Particles:
     """Run guide and model for all particles and sort their log-densities into the layout.
@@ -85,6 +86,7 @@ def draw(
             log q through its inverse and not from its cache.
         leaves: make every draw a leaf of the graph, so that factors depend on each other through
             nothing but their own latents.
+        latent_scale: multiplies log q and the log p of latents, as a user's own scale would.
         expectations: exact expectations that replace log-densities.
 
     Returns:
@@ -106,7 +108,8 @@ def draw(
         prepare = _Prepare(
             frozenset(structure.latents), tied, num_inner, detached, refreshed, leaves
         )
-        model_trace, guide_trace = run(model, guide, args, kwargs, while_guiding=prepare)
+        with _ScaleLatents(latent_scale) if latent_scale != 1.0 else nullcontext():
+            model_trace, guide_trace = run(model, guide, args, kwargs, while_guiding=prepare)
         sites = factors(model_trace, guide_trace)
         if signature(sites) != structure.signature:
             raise StructureChangedError
@@ -261,6 +264,18 @@ class _Prepare(Messenger):
         if self.leaves and value.is_floating_point():
             value = value.detach().requires_grad_()
         msg["value"] = value
+
+
+class _ScaleLatents(Messenger):
+    """Multiplies the scale of all sites but the model's observations."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if not msg["is_observed"]:
+            msg["scale"] = self.scale * msg["scale"]
 
 
 class _Recall(Messenger):

@@ -12,7 +12,7 @@ import xarray as xr
 
 from pyro_elbo_lab import _specs, cli
 from pyro_elbo_lab._model_file import InputError, ModelFile, blaming, load
-from pyro_elbo_lab.objectives import Objective
+from pyro_elbo_lab.objective import Objective
 
 HEADER = """\
 import pyro

@@ -16,13 +16,16 @@ MODULES = {path.stem: path for path in sorted((ROOT / "pyro_elbo_lab").glob("*.p
 
 # Each module may import those of the rows above its own.
 STORY = [
-    ["bounds", "explanation"],
+    ["bounds", "paths", "explanation", "annealing"],
     ["structure"],
-    ["layout"],
+    ["layout", "sleep"],
     ["particles"],
+    ["target", "baselines"],
+    ["score"],
     ["sampling", "gradients"],
-    ["objectives"],
-    ["analytic_kl", "fit"],
+    ["wake"],
+    ["objective"],
+    ["objectives", "divergences", "analytic_kl", "fit"],
     ["convert"],
     ["potential"],
     ["reference"],
@@ -41,7 +44,15 @@ STORY = [
 ]
 # A Comparison's plot methods import the plots, which need the Comparison, when they are called.
 DEFERRED = {"comparison": {"plots"}}
-RUN_MODELS_UNDER_POUTINE = {"structure", "particles", "sampling", "convert", "fit", "potential"}
+RUN_MODELS_UNDER_POUTINE = {
+    "structure",
+    "particles",
+    "sampling",
+    "sleep",
+    "convert",
+    "fit",
+    "potential",
+}
 
 
 def imports(module: str) -> set[str]:

@@ -27,7 +27,8 @@ from pyro.infer.autoguide import (
 from pyro.nn import PyroModule, PyroParam, PyroSample
 
 from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
-from pyro_elbo_lab.objectives import ImportanceWeightedELBO, Objective, StandardELBO
+from pyro_elbo_lab.objective import Objective
+from pyro_elbo_lab.objectives import ImportanceWeightedELBO, StandardELBO
 
 X = torch.tensor([0.3, -1.2, 0.8, 1.9])
 

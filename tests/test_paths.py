@@ -2,7 +2,7 @@
 
 import torch
 
-from pyro_elbo_lab.gradients import through, without
+from pyro_elbo_lab.paths import through, without
 
 
 def graph():

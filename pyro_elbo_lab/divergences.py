@@ -1,0 +1,198 @@
+"""Objectives that ask the guide to cover the posterior: chi, forward KL, wake-sleep, tails.
+
+Where the ELBO's guide may miss a part of the posterior at little cost, these look for it. Keywords
+are those of `Objective` and of `pyro.infer.ELBO`; illegal values raise a ValueError.
+"""
+
+from functools import partial
+from typing import Any
+
+from pyro_elbo_lab.bounds import chi, log_mean_exp, self_normalized, tail_adaptive
+from pyro_elbo_lab.gradients import Gradient
+from pyro_elbo_lab.objective import Objective
+from pyro_elbo_lab.sleep import dream
+from pyro_elbo_lab.wake import GUIDE_ONLY, REPARAMETERIZED, wake
+
+
+def ChiUpperBound(
+    num_particles: int, n: float = 2.0, gradient: Gradient = "auto", **keywords: Any
+) -> Objective:
+    """The chi upper bound CUBO_n = log E_q[w^n] / n of log p(x), which is minimised.
+
+    For the upper end of an evidence sandwich, and for guides that must not be narrower than the
+    posterior. The bound is infinite where w^n has no expectation, and its estimate
+
+        log mean_k w_k^n / n
+
+    is biased low by about c^2 / (2 n K), where c is the coefficient of variation of w^n: it is an
+    upper bound only for many particles. Gradients are those of the expected estimate.
+
+    Args:
+        num_particles: K, many.
+        n: at least 1.
+        gradient: as for `ImportanceWeightedELBO`.
+        keywords: those of `Objective` and of `pyro.infer.ELBO`.
+
+    Returns:
+        A loss for `pyro.infer.SVI`: the estimate itself, in nats. Weights are joint, as an upper
+        bound for cells given shared latents is none for all; subsampling is refused.
+
+    References:
+        Dieng, Tran, Ranganath, Paisley and Blei (2017), Variational inference via chi upper bound
+        minimization.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model():
+        ...     pyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> ChiUpperBound(num_particles=8).loss(model, guide=model)
+        0.0
+    """
+    if n < 1:
+        raise ValueError(f"n={n!r}: the chi bound is an upper bound for n >= 1")
+    return Objective(
+        f"ChiUpperBound({n})",
+        chi(n),
+        upper=True,
+        num_inner=num_particles,
+        weights="joint",
+        gradient=gradient,
+        **keywords,
+    )
+
+
+def ReweightedWakeSleep(
+    num_particles: int,
+    gradient: Gradient = "auto",
+    insomnia: float = 1.0,
+    num_dreams: int = 1,
+    **keywords: Any,
+) -> Objective:
+    """The model follows the importance-weighted bound, the guide the forward KL(p || q).
+
+    The guide's learning is insomnia * wake + (1 - insomnia) * sleep. The wake phase weights draws
+    for the data at hand, sum_k w_k d log q(z_k), and is biased towards the ELBO's gradient for few
+    particles; the sleep phase is unbiased for data from the model. Neither differentiates through
+    draws, so discrete latents are welcome, and neither loses its signal as K grows.
+
+    Args:
+        num_particles: K, at least 2.
+        gradient: "wake", or "doubly_reparameterized", which has the same expectation and less
+            noise, where every latent is reparameterized. "auto" chooses.
+        insomnia: share of the wake phase, in [0, 1]. Below 1 the guide must take a keyword argument
+            `observations`, a dict of values by site that stand in for the data.
+        num_dreams: draws from the model for the sleep phase.
+        keywords: those of `Objective` and of `pyro.infer.ELBO`.
+
+    Returns:
+        A loss for `pyro.infer.SVI` whose value is that of IW_K, in nats. Cells of plates have
+        weights of their own where no latent is shared between them.
+
+    References:
+        Bornschein and Bengio (2015), Reweighted wake-sleep; Le et al. (2019), Revisiting reweighted
+        wake-sleep; Tucker, Lawson, Gu and Maddison (2019), Doubly reparameterized gradient
+        estimators.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model():
+        ...     pyro.sample("z", dist.Bernoulli(0.3))
+        >>> ReweightedWakeSleep(num_particles=8).loss(model, guide=model)
+        0.0
+    """
+    _at_least_two("ReweightedWakeSleep", num_particles)
+    if not 0 <= insomnia <= 1:
+        raise ValueError(f"insomnia={insomnia!r}: expected the share of the wake phase, in [0, 1]")
+    return Objective(
+        "ReweightedWakeSleep",
+        log_mean_exp,
+        num_inner=num_particles,
+        gradient=gradient,
+        method=wake(insomnia),
+        weights="complete",
+        own_term=None if insomnia == 1 else partial(dream, num=num_dreams, share=1 - insomnia),
+        **keywords,
+    )
+
+
+def ForwardKL(num_particles: int, **keywords: Any) -> Objective:
+    """KL(p(z | x) || q), up to log p(x), by self-normalised importance weights of K particles.
+
+    The value sum_k w_k l_k tends to the evidence upper bound log p(x) + KL(p || q) from below. The
+    guide follows -sum_k w_k d log q(z_k), which is biased for few particles and needs no
+    differentiable draws; the model does not learn. It covers all modes that its draws find.
+
+    Args:
+        num_particles: K, at least 2, many where the guide is far from the posterior.
+        keywords: those of `Objective` and of `pyro.infer.ELBO`.
+
+    Returns:
+        A loss for `pyro.infer.SVI`: the estimate itself, in nats. Cells of plates have weights of
+        their own where no latent is shared between them.
+
+    References:
+        Bornschein and Bengio (2015), Reweighted wake-sleep; Dieng and Paisley (2019), Reweighted
+        expectation maximization (evidence upper bound).
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model():
+        ...     pyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> ForwardKL(num_particles=8).loss(model, guide=model)
+        0.0
+    """
+    _at_least_two("ForwardKL", num_particles)
+    return Objective(
+        "ForwardKL",
+        self_normalized,
+        upper=True,
+        num_inner=num_particles,
+        method=GUIDE_ONLY,
+        weights="complete",
+        **keywords,
+    )
+
+
+def TailAdaptive(num_particles: int, beta: float = -1.0, **keywords: Any) -> Objective:
+    """An f-divergence that adapts to the tail of the weights by their ranks.
+
+    Particle k counts with c_k proportional to (share of particles whose weight is at least
+    w_k)^beta: as if w_k itself were its weight, but with a bounded tail. It covers like chi or
+    forward KL, and stays stable where their weights have infinite variance.
+
+    Args:
+        num_particles: K, at least 2.
+        beta: at most 0. 0 is the ELBO.
+        keywords: those of `Objective` and of `pyro.infer.ELBO`.
+
+    Returns:
+        A loss for `pyro.infer.SVI`. Its value -sum_k c_k l_k, in nats, bounds nothing: watch
+        another objective's. Every latent must be reparameterized.
+
+    References:
+        Wang, Liu and Liu (2018), Variational inference with tail-adaptive f-divergence. (The
+        ranks are ranks: `pyro.infer.TraceTailAdaptive_ELBO` has argsort in their place.)
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model():
+        ...     pyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> TailAdaptive(num_particles=8).loss(model, guide=model)
+        0.0
+    """
+    _at_least_two("TailAdaptive", num_particles)
+    if beta > 0:
+        raise ValueError(f"beta={beta!r}: expected at most 0, larger weights must count more")
+    return Objective(
+        f"TailAdaptive({beta})",
+        tail_adaptive(beta),
+        num_inner=num_particles,
+        method=REPARAMETERIZED,
+        weights="complete",
+        **keywords,
+    )
+
+
+def _at_least_two(name: str, num_particles: int) -> None:
+    if num_particles < 2:
+        raise ValueError(f"{name} compares particles and needs at least 2, got {num_particles}")
