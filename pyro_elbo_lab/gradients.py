@@ -28,7 +28,7 @@ from torch import Tensor
 from pyro_elbo_lab.bounds import derivatives, mean
 from pyro_elbo_lab.layout import Layout
 from pyro_elbo_lab.particles import CellBlock, Draws, Particles, sum_except
-from pyro_elbo_lab.paths import without
+from pyro_elbo_lab.paths import through, without
 from pyro_elbo_lab.score import has_sampled_log_q, score
 from pyro_elbo_lab.structure import FactorKey, Latent, Structure
 from pyro_elbo_lab.target import Target, along_outer, outer_derivatives, totals, value
@@ -138,8 +138,8 @@ def doubly_reparameterized(
         particles: the scored draws.
         target: what is optimised.
         draws: of the latents that take this estimator.
-        wake: with v - h in the place of h: what turns the gradient of the bound into that of the
-            wake phase.
+        wake: with v - h in the place of h, for latents that hold all draws between them: what turns
+            the gradient of the bound into that of the wake phase.
     """
     upstream = _upstream(particles)
     outer = outer_derivatives(particles, target)
@@ -163,10 +163,14 @@ def doubly_reparameterized(
             for drawn in local:
                 log_q = sum_except(drawn.log_q(fixed=True, scaled=True), block.plates.values())
                 direct = direct + drawn.weight * (slope * log_q).sum()
-            coefficient = slope - curvature if wake else curvature
-            bent = (coefficient * block.log_weights).sum()
+            bent = (curvature * block.log_weights).sum()
             linear = _through_draws(bent, block.weight, local)
-            total = total - block.weight * _avoiding(upstream, linear, particles.zero)
+            avoiding = _avoiding(upstream, linear, particles.zero)
+            if wake:
+                straight = (slope * block.log_weights).sum()
+                everything = generations(list(particles.draws.values()))
+                avoiding = through(straight, everything) - avoiding
+            total = total - block.weight * avoiding
     return total + without(direct, generations(upstream))
 
 
