@@ -15,6 +15,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_elbo_lab.enumeration import log_density
 from pyro_elbo_lab.layout import Layout, linear
 from pyro_elbo_lab.particles import (
     CellBlock,
@@ -22,7 +23,6 @@ from pyro_elbo_lab.particles import (
     Particles,
     Run,
     Stack,
-    log_density,
     sort,
     sum_except,
 )
@@ -35,6 +35,7 @@ from pyro_elbo_lab.structure import (
     analyse,
     aside,
     factors,
+    first_enumerated_dim,
     is_subsample,
     run,
     signature,
@@ -98,6 +99,7 @@ def draw(
     nesting = max(structure.max_plate_nesting, max_plate_nesting)
     shared = frozenset(structure.latents.keys() - layout.local) if num_inner > 1 else frozenset()
 
+    enumerate_from = first_enumerated_dim(nesting) if structure.enumerated else None
     expectations = expectations or {}
     if vectorize and shared:
         _refuse_shared_flows(structure, shared)
@@ -106,7 +108,7 @@ def draw(
         prepare = _Prepare(
             frozenset(structure.latents), tied, num_inner, detached, refreshed, leaves
         )
-        model_trace, guide_trace = run(model, guide, args, kwargs, while_guiding=prepare)
+        model_trace, guide_trace = run(model, guide, args, kwargs, prepare, enumerate_from)
         sites = factors(model_trace, guide_trace)
         if signature(sites) != structure.signature:
             raise StructureChangedError
