@@ -155,7 +155,7 @@ def _components(sites: Mapping[str, Site], variables: Mapping[int, str]) -> list
         merged = [name]
         for id_ in _ids(site):
             other = variables[id_]
-            _check_inside(name, site, other, sites[other])
+            check_inside(name, site, other, sites[other])
             if other != name and group[other] is not merged:
                 merged = _merge(group, group[other], merged)
         for member in merged:
@@ -198,7 +198,8 @@ def _shapes(site: Site) -> list[tuple[int, ...]]:
     return shapes
 
 
-def _check_inside(name: str, site: Site, other: str, summed: Site) -> None:
+def check_inside(name: str, site: Site, other: str, summed: Site) -> None:
+    """Raise a ValueError if a site lies outside a plate of an enumerated site that it reads."""
     around = {f.name for f in _plates(site)}
     for plate in _plates(summed):
         if plate.name not in around:

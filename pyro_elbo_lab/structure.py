@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 from pyro_elbo_lab.enumeration import (
     Marginal,
     Site,
+    check_inside,
     in_scope,
     is_enumerated,
     join,
@@ -278,7 +279,7 @@ def analyse(
     if enumerated:
         first_dim = first_enumerated_dim(max((-d for d in plate_dims.values()), default=0))
         sites = _sum_out(model, guide, args, kwargs, enumerated, first_dim)
-        _check_scopes(sites, direct)
+        _check_reach(sites, direct)
     parts = {key: summands(key, site) for key, site in sites.items()}
     structure = Structure(
         latents=latents,
@@ -336,7 +337,7 @@ def _sum_out(
     try:
         with aside():
             traces = run(model, guide, args, kwargs, first_enumerated_dim=first_dim)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
         raise ValueError(
             f"The model runs, but fails while {join(map(repr, enumerated))} take all their values "
             f"at once to be summed out ({type(error).__name__}: {error}). They then have a new "
@@ -346,23 +347,25 @@ def _sum_out(
     return factors(*traces)
 
 
-def _check_scopes(
+def _check_reach(
     sites: Mapping[FactorKey, Site], direct: Mapping[FactorKey, frozenset[str]]
 ) -> None:
-    """What pyro.markov has put out of scope has lost its dimension to another variable."""
+    """Refuse what shapes alone would not show: enumerated sites that are read outside of their
+    plates, or when pyro.markov has given their dimension to another."""
     parts = {k: s for key, site in sites.items() for k, s in summands(key, site).items()}
-    variables = {
-        _enumerated_tag(key.name): variable(site)
+    enumerated = {
+        _tag(key.name): (key.name, site)
         for key, site in parts.items()
         if key.side == "model" and is_enumerated(site)
     }
     for key, site in parts.items():
-        for tag in sorted(direct[key] & variables.keys() if key.side == "model" else ()):
-            if variables[tag] not in in_scope(site):
+        for tag in sorted(direct[key] & enumerated.keys()):
+            other, read = enumerated[tag]
+            check_inside(key.name, site, other, read)
+            if variable(read) not in in_scope(site):
                 raise ValueError(
-                    f"Site '{key.name}' depends on '{tag.removeprefix(_TAG)}', which is summed out "
-                    "and which pyro.markov has put out of its scope. Raise the history= of "
-                    "pyro.markov."
+                    f"Site '{key.name}' depends on '{other}', which is summed out and which "
+                    "pyro.markov has put out of its scope. Raise the history= of pyro.markov."
                 )
 
 
@@ -443,7 +446,7 @@ class _CarryNames(Messenger):
 _TAG = "summed out: "
 
 
-def _enumerated_tag(name: str) -> str:
+def _tag(name: str) -> str:
     return _TAG + name
 
 
@@ -458,7 +461,7 @@ class _CarryEnumerated(Messenger):
     def _pyro_post_sample(self, msg: Site) -> None:
         if msg["name"] in self.names:
             upstream = {name for name in get_provenance(msg["value"]) if not name.startswith(_TAG)}
-            carried = frozenset(upstream | {_enumerated_tag(msg["name"])})
+            carried = frozenset(upstream | {_tag(msg["name"])})
             msg["value"] = track_provenance(_plain(msg), carried)
 
 
