@@ -302,6 +302,11 @@ def analyse(
     return structure, sites
 
 
+def hide_enumerated(model: Program) -> Program:
+    """The model as a guide sees it that leaves out the sites that are to be summed out."""
+    return poutine.block(model, hide_fn=lambda msg: _mark(msg) == "parallel")
+
+
 def first_enumerated_dim(nesting: int) -> int:
     """The rightmost dimension for enumerated sites: left of the plates and the particles."""
     return -nesting - 2

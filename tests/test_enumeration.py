@@ -21,7 +21,7 @@ from pyro_elbo_lab.enumeration import _LogSums, join
 from pyro_elbo_lab.fit import fit
 from pyro_elbo_lab.layout import lay_out
 from pyro_elbo_lab.objectives import StandardELBO
-from pyro_elbo_lab.structure import FactorKey, analyse
+from pyro_elbo_lab.structure import FactorKey, analyse, hide_enumerated
 
 PARALLEL = {"enumerate": "parallel"}
 X = torch.tensor([-2.1, -1.7, 0.4, 2.3, 1.8])
@@ -222,6 +222,29 @@ def test_sampled_in_the_guide_is_not_enumerated():
     assert structure.enumerated == ()
     assert not structure.sums
     assert structure.latents["c"].plates == {"data"}
+
+
+def test_one_site_is_sampled_and_another_summed():
+    def model():
+        a, b = coin("a"), coin("b")
+        pyro.sample("x", dist.Normal((a + 2 * b).float(), 1.0), obs=X[0])
+
+    def guide():
+        pyro.sample("a", dist.Categorical(torch.tensor([0.0, 1.0])))
+
+    structure, _ = analyse(model, guide, (), {})
+    assert structure.enumerated == ("b",)
+    assert structure.reads[marginal(structure)] == {"a"}
+    log_p = dist.Normal(torch.tensor([1.0, 3.0]), 1.0).log_prob(X[0]).logsumexp(0)
+    expected = math.log(4) - log_p.item()  # a = 1 has prior 1/2, log q = 0
+    for objective in (StandardELBO(), StandardELBO(2, vectorize_particles=True)):
+        assert objective.loss(model, guide) == pytest.approx(expected, rel=1e-5)
+
+
+def test_hidden_from_a_guide():
+    guide = AutoNormal(hide_enumerated(mixture))
+    guide(X)
+    assert set(guide.median(X)) == {"loc"}
 
 
 def test_marks_on_observed_sites_mean_nothing():
