@@ -19,6 +19,7 @@ from pyro.infer.autoguide import (
 from pyro_elbo_lab._model_file import InputError, ModelFile
 from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
 from pyro_elbo_lab.objectives import ImportanceWeightedELBO, StandardELBO
+from pyro_elbo_lab.structure import hide_enumerated
 
 # The noise of a doubly reparameterised gradient is that of the draw divided by the guide's scale: a
 # guide as narrow as Pyro starts them (0.1) moves slowly.
@@ -82,12 +83,14 @@ def objective(spec: str) -> ObjectiveSpec:
 def guide(name: str, file: ModelFile) -> Any:
     """Return a new guide: one of the file's own ``guides``, or else one of :data:`GUIDES`.
 
+    Those of :data:`GUIDES` leave out what is marked to be summed out.
+
     Raises:
         InputError: if neither knows the name.
     """
     if name in file.guides:
         return file.guides[name]()
-    return GUIDES[_known("guide", name, {**file.guides, **GUIDES})](file.model)
+    return GUIDES[_known("guide", name, {**file.guides, **GUIDES})](hide_enumerated(file.model))
 
 
 def _known(what: str, name: str, known: Iterable[str]) -> str:

@@ -97,9 +97,11 @@ def _route(latent: Latent, structure: Structure, sites: Sites) -> Route:
 
 def _partner(latent: Latent, structure: Structure, sites: Sites) -> tuple[FactorKey | None, str]:
     """The site of the model whose value is the latent's draw itself, if an exact KL is legal."""
-    name = _site_in_model(latent, sites)
+    name = _site_in_model(latent, structure, sites)
     if name is None:
         return None, "the model sees a transformation of it"
+    if FactorKey("model", name) not in sites:
+        return None, f"in the model the sum over discrete sites takes in the prior of '{name}'"
     for parent in sorted(structure.parents[name] - {latent.name}):
         if latent.name in structure.latents[parent].upstream:
             return None, (
@@ -109,13 +111,13 @@ def _partner(latent: Latent, structure: Structure, sites: Sites) -> tuple[Factor
     return FactorKey("model", name), ""
 
 
-def _site_in_model(latent: Latent, sites: Sites) -> str | None:
-    if FactorKey("model", latent.name) in sites:
+def _site_in_model(latent: Latent, structure: Structure, sites: Sites) -> str | None:
+    if latent.name in structure.parents:
         return latent.name
     draw = sites[FactorKey("guide", latent.name)]["value"]
     for key, site in sites.items():
         point = delta(site["fn"]) if key.side == "guide" else None
-        if point is not None and FactorKey("model", key.name) in sites and _same(point.v, draw):
+        if point is not None and key.name in structure.parents and _same(point.v, draw):
             return key.name
     return None
 

@@ -14,7 +14,7 @@ from pyro_elbo_lab.fit import forget_namesakes, seeded
 from pyro_elbo_lab.layout import linear
 from pyro_elbo_lab.particles import Particles
 from pyro_elbo_lab.sampling import draw, is_vectorizable
-from pyro_elbo_lab.structure import analyse, aside, run
+from pyro_elbo_lab.structure import Structure, analyse, aside, first_enumerated_dim, run
 
 __all__ = ["from_guide", "site_dims", "to_datatree", "trace_dims"]
 
@@ -79,7 +79,9 @@ def from_guide(
     Returns:
         A tree with `posterior` (the model's latent and deterministic sites, dimensions named after
         plates, one chain), `sample_stats` with `log_p` = log p(x, z), `log_q` = log q(z) and
-        `log_weight` = log p - log q in nats, each (chain, draw), and `observed_data`.
+        `log_weight` = log p - log q in nats, each (chain, draw), and `observed_data`. Discrete
+        sites that are summed out have no draws: they and the deterministic sites that depend on
+        them are missing, and named in the attribute `summed_out`.
 
     Raises:
         ValueError: fewer than one draw, or a guide that does not fit the model.
@@ -114,13 +116,15 @@ def from_guide(
         )
     sites = {name: site for name, site in example.nodes.items() if _has_value(site)}
     latent = [n for n, s in sites.items() if not s["is_observed"] or _is_deterministic(s)]
-    observed = [n for n in sites if n not in latent]
+    summed = _summed_out(structure, model, guide, args, kwargs, {n: sites[n] for n in latent})
+    latent = [n for n in latent if n not in summed]
+    observed = [n for n in sites if n not in latent and n not in summed]
     return to_datatree(
         {name: _values(particles, name, sites[name]["value"].shape)[None] for name in latent},
         trace_dims(example),
         sample_stats={name: values[None] for name, values in _log_densities(particles).items()},
         observed_data={name: _numpy(sites[name]["value"]) for name in observed},
-        attrs={"inference": "guide"},
+        attrs={"inference": "guide"} | ({"summed_out": ", ".join(summed)} if summed else {}),
     )
 
 
@@ -188,6 +192,25 @@ def to_datatree(
     )
     tree.attrs.update({name: _attribute(name, value) for name, value in (attrs or {}).items()})
     return tree
+
+
+def _summed_out(
+    structure: Structure,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple,
+    kwargs: dict[str, Any],
+    drawn: Mapping[str, Any],
+) -> list[str]:
+    """Those among a model's sites that have many values at once where discrete sites are summed."""
+    if not structure.enumerated:
+        return []
+    first_dim = first_enumerated_dim(structure.max_plate_nesting)
+    with aside(), torch.no_grad():
+        trace, _ = run(model, guide, args, kwargs, first_enumerated_dim=first_dim)
+    values = {name: trace.nodes[name]["value"] for name in drawn}
+    changed = [n for n, v in values.items() if v.numel() != drawn[n]["value"].numel()]
+    return [n for n in drawn if n in changed or n in structure.enumerated]
 
 
 def _log_densities(particles: Particles) -> dict[str, np.ndarray]:

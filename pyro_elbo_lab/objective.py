@@ -219,7 +219,8 @@ class Objective(ELBO):
         plan = self._make_plan(model, guide, args, kwargs)
         rows = [self._explain_latent(plan, name) for name in plan.structure.latents]
         rows += [_explain_delta(plan, key) for key in plan.structure.reads if _is_delta(plan, key)]
-        return Explanation(repr(self), tuple(rows), (f"plates: {plan.layout.reason}",))
+        notes = (f"plates: {plan.layout.reason}", *plan.structure.notes)
+        return Explanation(repr(self), tuple(rows), notes)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("particles are drawn by pyro_elbo_lab.sampling.draw")
@@ -387,7 +388,7 @@ class Objective(ELBO):
 
 
 def _is_delta(plan: _Plan, key: FactorKey) -> bool:
-    in_model = FactorKey("model", key.name) in plan.structure.reads
+    in_model = key.name in plan.structure.parents
     return key.side == "guide" and in_model and key.name not in plan.structure.latents
 
 

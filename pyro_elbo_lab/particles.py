@@ -16,6 +16,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_elbo_lab.enumeration import log_density
 from pyro_elbo_lab.layout import Cells, Layout
 from pyro_elbo_lab.structure import PARTICLE_PLATE, FactorKey, Latent, Site, Structure
 
@@ -279,17 +280,6 @@ def _score(key: FactorKey, run: Run) -> Tensor:
                 "the dimension dependent with .to_event(1)."
             )
     return _scale_and_mask(density, site)
-
-
-def log_density(site: Site, value: Tensor) -> Tensor:
-    """log p or log q of a site at a value, unscaled and without mask, (*batch)."""
-    try:
-        return site["fn"].log_prob(value, *site["args"], **site["kwargs"])
-    except ValueError as error:
-        raise ValueError(
-            f"The log-density of site '{site['name']}' failed at a value of shape "
-            f"{tuple(value.shape)}: {error}"
-        ) from error
 
 
 def _weight(site: Site, plates: frozenset[str] | None = None) -> float:

@@ -15,6 +15,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_elbo_lab.enumeration import is_enumerated, log_density
 from pyro_elbo_lab.layout import Layout, linear
 from pyro_elbo_lab.particles import (
     CellBlock,
@@ -22,7 +23,6 @@ from pyro_elbo_lab.particles import (
     Particles,
     Run,
     Stack,
-    log_density,
     sort,
     sum_except,
 )
@@ -35,6 +35,7 @@ from pyro_elbo_lab.structure import (
     analyse,
     aside,
     factors,
+    first_enumerated_dim,
     is_subsample,
     run,
     signature,
@@ -100,16 +101,15 @@ def draw(
     nesting = max(structure.max_plate_nesting, max_plate_nesting)
     shared = frozenset(structure.latents.keys() - layout.local) if num_inner > 1 else frozenset()
 
+    enumerate_from = first_enumerated_dim(nesting) if structure.enumerated else None
     expectations = expectations or {}
     if vectorize and shared:
         _refuse_shared_flows(structure, shared)
 
-    def once(tied: frozenset[str]) -> tuple[Run, Values]:
-        prepare = _Prepare(
-            frozenset(structure.latents), tied, num_inner, detached, refreshed, leaves
-        )
+    def once(tied: frozenset[str], fresh: frozenset[str]) -> tuple[Run, Values]:
+        prepare = _Prepare(frozenset(structure.latents), tied, num_inner, detached, fresh, leaves)
         with _ScaleLatents(latent_scale) if latent_scale != 1.0 else nullcontext():
-            model_trace, guide_trace = run(model, guide, args, kwargs, while_guiding=prepare)
+            model_trace, guide_trace = run(model, guide, args, kwargs, prepare, enumerate_from)
         sites = factors(model_trace, guide_trace)
         if signature(sites) != structure.signature:
             raise StructureChangedError
@@ -121,14 +121,15 @@ def draw(
     runs = []
     if vectorize:
         with pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1) if num > 1 else nullcontext():
-            runs.append(once(shared)[0])
+            runs.append(once(shared, refreshed)[0])
     else:
         earlier: dict[int, Values] = {}
         subsamples: Values = {}
         for particle in range(num):
             inner, outer = divmod(particle, num_outer)
             with _Recall(earlier[outer] if inner else subsamples):
-                one, values = once(frozenset())
+                # what is recalled stays one tensor, so that no path through it counts twice
+                one, values = once(frozenset(), refreshed - shared if inner else refreshed)
             runs.append(one)
             earlier.setdefault(outer, values)
             subsamples = {n: v for n, v in earlier[0].items() if n not in shared}
@@ -267,14 +268,15 @@ class _Prepare(Messenger):
 
 
 class _ScaleLatents(Messenger):
-    """Multiplies the scale of all sites but the model's observations."""
+    """Multiplies the scale of all sites but the model's observations and what is summed out, which
+    is a part of their density."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
         self.scale = scale
 
     def _pyro_sample(self, msg: Site) -> None:
-        if not msg["is_observed"]:
+        if not msg["is_observed"] and not is_enumerated(msg):
             msg["scale"] = self.scale * msg["scale"]
 
 

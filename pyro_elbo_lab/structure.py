@@ -3,7 +3,8 @@
 A *latent* is a sample site at which the guide draws at random. Delta sites are not latents: they
 are functions of latents and parameters. A *factor* is a sample site's log-density, on the side of
 the model or of the guide. For every factor we record its plates and the latents that it reads, by
-letting the latents' values carry their names through the program (`pyro.ops.provenance`).
+letting the latents' values carry their names through the program (`pyro.ops.provenance`). Sites of
+the model that `enumeration` sums together are one factor, which reads what each of them reads.
 
 Together with `particles` this is the only module that runs programs under Pyro's handlers.
 """
@@ -24,8 +25,18 @@ from pyro.poutine.messenger import Messenger
 from pyro.util import check_model_guide_match
 from torch.overrides import TorchFunctionMode
 
+from pyro_elbo_lab.enumeration import (
+    Marginal,
+    Site,
+    check_inside,
+    in_scope,
+    is_enumerated,
+    join,
+    marginalise,
+    variable,
+)
+
 Side = Literal["model", "guide"]
-Site = Any  # one of Pyro's messages, a dict
 Program = Callable[..., Any]
 
 PARTICLE_PLATE = "num_particles_vectorized"
@@ -73,6 +84,8 @@ class Structure:
         plates: for every factor the names of its vectorised plates.
         parents: for every latent site of the model the latents on which its prior depends.
         plate_dims: the dimension of every vectorised plate; outermost plates first.
+        sums: for every factor of sites that are summed together these sites' names.
+        enumerated: names of the model's sites that are summed out.
         signature: what must not change between runs for this record to hold.
     """
 
@@ -81,12 +94,25 @@ class Structure:
     plates: Mapping[FactorKey, frozenset[str]]
     parents: Mapping[str, frozenset[str]]
     plate_dims: Mapping[str, int]
+    sums: Mapping[FactorKey, tuple[str, ...]]
+    enumerated: tuple[str, ...]
     signature: tuple[Any, ...]
 
     @property
     def max_plate_nesting(self) -> int:
         """The number of dimensions that the vectorised plates take."""
         return max((-dim for dim in self.plate_dims.values()), default=0)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is summed out, for messages."""
+        summed = {key: set(self.enumerated).intersection(names) for key, names in self.sums.items()}
+        return tuple(
+            f"summed out exactly: {join(n for n in self.sums[key] if n in names)} "
+            f"(factor '{key.name}' of the model)"
+            for key, names in summed.items()
+            if names
+        )
 
 
 def run(
@@ -95,6 +121,7 @@ def run(
     args: tuple,
     kwargs: dict,
     while_guiding: AbstractContextManager[Any] | None = None,
+    first_enumerated_dim: int | None = None,
 ) -> tuple[Any, Any]:
     """Run the guide, then the model on the guide's draws.
 
@@ -104,6 +131,8 @@ def run(
         args: positional arguments of both.
         kwargs: keyword arguments of both.
         while_guiding: a handler that sees the guide's sites but not the model's.
+        first_enumerated_dim: give the model's enumerated sites all their values at once, in this
+            dimension and those to the left of it; if None they are drawn.
 
     Returns:
         The traces (model, guide), each with its subsample sites.
@@ -111,6 +140,8 @@ def run(
     Raises:
         ValueError: a plate of size 0.
     """
+    if first_enumerated_dim is not None:
+        model = poutine.enum(model, first_available_dim=first_enumerated_dim)
     try:
         return _run(model, guide, args, kwargs, while_guiding or nullcontext())
     except ZeroDivisionError as error:
@@ -154,16 +185,26 @@ def _empty_plate(error: ZeroDivisionError) -> str | None:
 
 
 def factors(model_trace: Any, guide_trace: Any) -> dict[FactorKey, Site]:
-    """The sites that contribute to the log-weight, model first."""
-    sides: tuple[tuple[Side, Any], ...] = (("model", model_trace), ("guide", guide_trace))
-    return {
-        FactorKey(side, name): site
-        for side, trace in sides
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and not is_subsample(site)
-        and not (site["infer"] or {}).get("_deterministic")
-    }
+    """The sites that contribute to the log-weight, model first, those summed together as one."""
+    model, guide = (
+        {
+            name: site
+            for name, site in trace.nodes.items()
+            if site["type"] == "sample"
+            and not is_subsample(site)
+            and not (site["infer"] or {}).get("_deterministic")
+        }
+        for trace in (model_trace, guide_trace)
+    )
+    keyed = {FactorKey("model", name): site for name, site in marginalise(model).items()}
+    return keyed | {FactorKey("guide", name): site for name, site in guide.items()}
+
+
+def summands(key: FactorKey, site: Site) -> dict[FactorKey, Site]:
+    """The sites whose log-densities make up a factor: itself, unless several are summed."""
+    if not isinstance(site["fn"], Marginal):
+        return {key: site}
+    return {FactorKey(key.side, name): summed for name, summed in site["fn"].sites.items()}
 
 
 def signature(sites: Mapping[FactorKey, Site]) -> tuple[Any, ...]:
@@ -174,6 +215,7 @@ def signature(sites: Mapping[FactorKey, Site]) -> tuple[Any, ...]:
             site["is_observed"],
             getattr(site["fn"], "has_rsample", False),
             tuple(f.name for f in site["cond_indep_stack"] if f.name != PARTICLE_PLATE),
+            signature(summands(key, site)) if isinstance(site["fn"], Marginal) else (),
         )
         for key, site in sites.items()
     )
@@ -195,15 +237,17 @@ def analyse(
 
     Raises:
         ValueError: where a latent of the model is missing in the guide or the other way round,
-            where shapes disagree, or where a site asks for enumeration.
+            where shapes disagree, or where sites cannot be summed out as they ask to be.
+        NotImplementedError: a site asks for an enumeration that is not done here.
     """
     with aside():
         model_trace, guide_trace = run(model, guide, args, kwargs)
-    _check(model_trace, guide_trace)
-    sites = factors(model_trace, guide_trace)
-    plate_dims = {f.name: f.dim for site in sites.values() for f in _plates(site)}
+    _check_messenger(model, guide, guide_trace, args, kwargs)
+    enumerated = _check(model_trace, guide_trace)
+    drawn = factors(model_trace, guide_trace)
+    plate_dims = {f.name: f.dim for site in drawn.values() for f in _plates(site)}
     try:
-        direct, params, escaped = _follow(model, guide, args, kwargs)
+        direct, params, escaped = _follow(model, guide, args, kwargs, enumerated)
     except Exception as error:
         warnings.warn(
             f"Could not follow what depends on what ({type(error).__name__}: {error}). Every site "
@@ -211,11 +255,11 @@ def analyse(
             "an analytic KL are exact.",
             stacklevel=2,
         )
-        none = dict.fromkeys(sites, frozenset[str]())
-        everything = frozenset(k.name for k, s in sites.items() if k.side == "guide")
+        none = dict.fromkeys(drawn, frozenset[str]())
+        everything = frozenset(k.name for k, s in drawn.items() if k.side == "guide")
         direct, params, escaped = none, none, everything
     latents: dict[str, Latent] = {}
-    for key, site in sites.items():
+    for key, site in drawn.items():
         if key.side == "guide" and is_random(site):
             upstream = (params[key] | escaped) & latents.keys()
             latents[key.name] = Latent(
@@ -227,27 +271,54 @@ def analyse(
                 reparameterized=bool(getattr(site["fn"], "has_rsample", False)),
                 evaluable=_is_evaluable(site),
             )
-    own = {key: frozenset({key.name} & latents.keys()) for key in sites}
+    reads = {
+        key: ((direct[key] | escaped) & latents.keys()) | ({key.name} & latents.keys())
+        for key in drawn
+    }
+    sites = drawn
+    if enumerated:
+        first_dim = first_enumerated_dim(max((-d for d in plate_dims.values()), default=0))
+        sites = _sum_out(model, guide, args, kwargs, enumerated, first_dim)
+        _check_reach(sites, direct)
+    parts = {key: summands(key, site) for key, site in sites.items()}
     structure = Structure(
         latents=latents,
-        reads={key: (direct[key] | escaped) & latents.keys() | own[key] for key in sites},
+        reads={key: frozenset().union(*map(reads.__getitem__, parts[key])) for key in sites},
         plates={key: frozenset(f.name for f in _plates(site)) for key, site in sites.items()},
         parents={
             key.name: (params[key] | escaped) & latents.keys() - {key.name}
-            for key, site in sites.items()
+            for key, site in drawn.items()
             if key.side == "model" and not site["is_observed"]
         },
         plate_dims=dict(sorted(plate_dims.items(), key=lambda item: item[1])),
+        sums={
+            key: tuple(part.name for part in parts[key])
+            for key, site in sites.items()
+            if isinstance(site["fn"], Marginal)
+        },
+        enumerated=enumerated,
         signature=signature(sites),
     )
     return structure, sites
 
 
+def hide_enumerated(model: Program) -> Program:
+    """The model as a guide sees it that leaves out the sites that are to be summed out."""
+    return poutine.block(model, hide_fn=lambda msg: _mark(msg) == "parallel")
+
+
+def first_enumerated_dim(nesting: int) -> int:
+    """The rightmost dimension for enumerated sites: left of the plates and the particles."""
+    return -nesting - 2
+
+
 def _follow(
-    model: Program, guide: Program, args: tuple, kwargs: dict
+    model: Program, guide: Program, args: tuple, kwargs: dict, enumerated: tuple[str, ...]
 ) -> tuple[dict[FactorKey, frozenset[str]], dict[FactorKey, frozenset[str]], frozenset[str]]:
     """For every factor the latents that it reads, the same for its parameters alone, and the
-    latents that left the tensor world."""
+    latents that left the tensor world. Enumerated sites, here drawn, count as read too."""
+    if enumerated:
+        model = _CarryEnumerated(enumerated)(model)
     with (
         aside(),
         torch.no_grad(),
@@ -258,6 +329,49 @@ def _follow(
         direct = {key: _provenance(site, site["value"]) for key, site in carried.items()}
         params = {key: _provenance(site, _plain(site)) for key, site in carried.items()}
     return direct, params, escapes.names
+
+
+def _sum_out(
+    model: Program,
+    guide: Program,
+    args: tuple,
+    kwargs: dict,
+    enumerated: tuple[str, ...],
+    first_dim: int,
+) -> dict[FactorKey, Site]:
+    try:
+        with aside():
+            traces = run(model, guide, args, kwargs, first_enumerated_dim=first_dim)
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
+        raise ValueError(
+            f"The model runs, but fails while {join(map(repr, enumerated))} take all their values "
+            f"at once to be summed out ({type(error).__name__}: {error}). They then have a new "
+            "dimension to the left of all plates: count dimensions from the right, index with "
+            "pyro.ops.indexing.Vindex, and make no Python numbers or branches of them."
+        ) from error
+    return factors(*traces)
+
+
+def _check_reach(
+    sites: Mapping[FactorKey, Site], direct: Mapping[FactorKey, frozenset[str]]
+) -> None:
+    """Refuse what shapes alone would not show: enumerated sites that are read outside of their
+    plates, or when pyro.markov has given their dimension to another."""
+    parts = {k: s for key, site in sites.items() for k, s in summands(key, site).items()}
+    enumerated = {
+        _tag(key.name): (key.name, site)
+        for key, site in parts.items()
+        if key.side == "model" and is_enumerated(site)
+    }
+    for key, site in parts.items():
+        for tag in sorted(direct[key] & enumerated.keys()):
+            other, read = enumerated[tag]
+            check_inside(key.name, site, other, read)
+            if variable(read) not in in_scope(site):
+                raise ValueError(
+                    f"Site '{key.name}' depends on '{other}', which is summed out and which "
+                    "pyro.markov has put out of its scope. Raise the history= of pyro.markov."
+                )
 
 
 @contextmanager
@@ -334,6 +448,28 @@ class _CarryNames(Messenger):
             msg["value"] = track_provenance(value, upstream | {msg["name"]})
 
 
+_TAG = "summed out: "
+
+
+def _tag(name: str) -> str:
+    return _TAG + name
+
+
+class _CarryEnumerated(Messenger):
+    """Lets the values of enumerated sites carry their own name, but not those of the enumerated
+    sites before them: each has a dimension of its own."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if msg["name"] in self.names:
+            upstream = {name for name in get_provenance(msg["value"]) if not name.startswith(_TAG)}
+            carried = frozenset(upstream | {_tag(msg["name"])})
+            msg["value"] = track_provenance(_plain(msg), carried)
+
+
 class _Escapes(TorchFunctionMode):
     """Notes latents that leave the tensor world (`.item()`, `bool`, `numpy`): anything may
     depend on them from there on."""
@@ -352,22 +488,29 @@ class _Escapes(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _check(model_trace: Any, guide_trace: Any) -> None:
+def _check(model_trace: Any, guide_trace: Any) -> tuple[str, ...]:
+    """Refuse pairs that do not match. Returns the model's sites that are to be summed out."""
     model_sites, guide_sites = (
         {name: site for name, site in trace.nodes.items() if not is_subsample(site)}
         for trace in (model_trace, guide_trace)
     )
+    for name, site in guide_sites.items():
+        if _mark(site):
+            _refuse_enumeration_in_guide(name, name in model_sites)
+    enumerated = tuple(
+        name for name, site in model_sites.items() if _mark(site) and name not in guide_sites
+    )
+    for name in enumerated:
+        _check_enumerable(name, model_sites[name])
     for name, site in model_sites.items():
-        _refuse_enumeration(name, site)
         if site["type"] != "sample" or site["is_observed"] or site["mask"] is False:
             continue
-        if name not in guide_sites:
+        if name not in guide_sites and name not in enumerated:
             raise ValueError(
                 f"Latent site '{name}' of the model is missing in the guide, which has "
                 f"{_names(guide_sites)}. Sample '{name}' in the guide, or pass obs= in the model."
             )
     for name, site in guide_sites.items():
-        _refuse_enumeration(name, site)
         if site["type"] != "sample" or site["is_observed"] or site["infer"].get("is_auxiliary"):
             continue
         if name not in model_sites:
@@ -381,15 +524,75 @@ def _check(model_trace: Any, guide_trace: Any) -> None:
                 f"Site '{name}' is observed in the model but sampled in the guide: "
                 "remove it from the guide."
             )
-    check_model_guide_match(model_trace, guide_trace)
+    matched = model_trace.copy()
+    for name in enumerated:
+        matched.remove_node(name)
+    check_model_guide_match(matched, guide_trace)
+    return enumerated
 
 
-def _refuse_enumeration(name: str, site: Site) -> None:
-    if site["type"] == "sample" and (site["infer"] or {}).get("enumerate"):
+def _mark(site: Site) -> str | None:
+    is_latent = site["type"] == "sample" and not site["is_observed"]
+    return (site["infer"] or {}).get("enumerate") if is_latent else None
+
+
+def _refuse_enumeration_in_guide(name: str, in_model: bool) -> None:
+    exact = (
+        f"mark '{name}' in the model and remove it from the guide (the sum over its values is then "
+        "exact), "
+        if in_model
+        else ""
+    )
+    raise NotImplementedError(
+        f"Site '{name}' of the guide asks for enumeration; these objectives sum out sites of the "
+        f"model only. Choose: {exact}remove infer={{'enumerate': ...}} in the guide to draw it "
+        "there (its gradient is then the score-function estimator), or use "
+        "pyro.infer.TraceEnum_ELBO."
+    )
+
+
+def _check_enumerable(name: str, site: Site) -> None:
+    mark = _mark(site)
+    if mark != "parallel":
         raise NotImplementedError(
-            f"Site '{name}' asks for enumeration, which these objectives do not do yet. Remove "
-            "infer={'enumerate': ...} to sample it in the guide, or use pyro.infer.TraceEnum_ELBO."
+            f"Site '{name}' of the model asks for enumerate={mark!r}; sites of the model can be "
+            "summed out with infer={'enumerate': 'parallel'} only."
         )
+    if site["infer"].get("num_samples") is not None:
+        raise NotImplementedError(
+            f"Site '{name}' of the model asks for num_samples={site['infer']['num_samples']} "
+            "instead of all its values (tensor Monte Carlo). Remove num_samples to sum it out "
+            "exactly, or sample it in the guide."
+        )
+    try:
+        with torch.no_grad():
+            site["fn"].enumerate_support(expand=False)
+    except (NotImplementedError, AttributeError) as error:
+        raise ValueError(
+            f"Site '{name}' of the model is marked infer={{'enumerate': 'parallel'}} and missing "
+            f"in the guide, but the values of its {_distribution_name(site['fn'])} cannot be "
+            f"listed ({error}). Sample '{name}' in the guide, or use a distribution of finite "
+            "support without dependent dimensions."
+        ) from error
+
+
+def _check_messenger(
+    model: Program, guide: Program, guide_trace: Any, args: tuple, kwargs: dict
+) -> None:
+    """A GuideMessenger runs a model of its own, in which sites may be hidden."""
+    if not isinstance(poutine.unwrap(guide), GuideMessenger):
+        return
+    with aside():
+        replayed = poutine.replay(model, trace=guide_trace)
+        nodes = poutine.trace(replayed).get_trace(*args, **kwargs).nodes
+    for name, site in nodes.items():
+        if _mark(site) and name not in guide_trace.nodes:
+            raise NotImplementedError(
+                f"Site '{name}' of the model asks for enumeration, but a GuideMessenger such as "
+                f"{type(poutine.unwrap(guide)).__name__} runs model and guide as one program and "
+                "can leave out none of its sites. Use a guide of the other kind, such as "
+                "AutoNormal, made of poutine.block(model, hide=[...])."
+            )
 
 
 def _names(sites: Mapping[str, Site]) -> str:

@@ -17,6 +17,7 @@ MODULES = {path.stem: path for path in sorted((ROOT / "pyro_elbo_lab").glob("*.p
 # Each module may import those of the rows above its own.
 STORY = [
     ["bounds", "paths", "explanation", "annealing"],
+    ["enumeration"],
     ["structure"],
     ["layout", "sleep"],
     ["particles"],

@@ -408,14 +408,6 @@ def test_empty_plate_names_the_plate():
         StandardELBO().loss(empty, empty)
 
 
-def test_enumeration_is_refused():
-    def mixture(x=X):
-        pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
-
-    with pytest.raises(NotImplementedError, match="'k' asks for enumeration"):
-        StandardELBO().loss(mixture, lambda x=X: None)
-
-
 def test_unknown_local_plate():
     guide = AutoNormal(model)
     guide(X)
