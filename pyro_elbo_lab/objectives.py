@@ -15,12 +15,13 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_elbo_lab import gradients
+from pyro_elbo_lab import gradients, quasirandom
 from pyro_elbo_lab.bounds import Bound, log_mean_exp, mean
 from pyro_elbo_lab.explanation import Explanation, Row
 from pyro_elbo_lab.gradients import GRADIENTS, Choice, Gradient
 from pyro_elbo_lab.layout import Layout, joint, lay_out, linear
 from pyro_elbo_lab.particles import Expectation, Particles, find_nan
+from pyro_elbo_lab.quasirandom import SAMPLERS, Sampler
 from pyro_elbo_lab.sampling import StructureChangedError, draw, is_vectorizable, touching_cells
 from pyro_elbo_lab.structure import FactorKey, Program, Site, Structure, analyse, aside
 
@@ -53,6 +54,7 @@ class _Plan:
     layout: Layout
     choices: Mapping[str, Choice]
     routes: Mapping[str, Route]
+    sobol: frozenset[str] = frozenset()
 
     @property
     def expectations(self) -> dict[FactorKey, Expectation]:
@@ -78,11 +80,14 @@ class Objective(ELBO):
         gradient: "auto", "pathwise", "doubly_reparameterized" or "score", see `gradients`.
         local_plates: "auto", names of plates, or () for joint weights, see `layout`.
         find_routes: exact expectations in place of Monte Carlo terms (linear bounds only).
+        sampler: "random", or "sobol" for scrambled Sobol points in place of the guide's Gaussian
+            noise, which lowers the variance of averages over many particles (powers of 2 are
+            best), see `quasirandom`.
         pyro_keywords: those of `pyro.infer.ELBO`. Without `vectorize_particles=True` particles
             run one after the other.
 
     Raises:
-        ValueError: an unknown gradient, fewer than one particle.
+        ValueError: an unknown gradient or sampler, fewer than one particle.
         TypeError: an unknown keyword.
 
     Example:
@@ -104,6 +109,7 @@ class Objective(ELBO):
         gradient: Gradient = "auto",
         local_plates: LocalPlates = "auto",
         find_routes: FindRoutes | None = None,
+        sampler: Sampler = "random",
         **pyro_keywords: Any,
     ) -> None:
         for number in (num_inner, num_outer):
@@ -114,6 +120,8 @@ class Objective(ELBO):
                 )
         if gradient not in GRADIENTS:
             raise ValueError(f"{name}: gradient={gradient!r} is unknown; choose one of {GRADIENTS}")
+        if sampler not in SAMPLERS:
+            raise ValueError(f"{name}: sampler={sampler!r} is unknown; choose one of {SAMPLERS}")
         if find_routes and bound is not mean:
             raise ValueError(f"{name}: only a linear bound can use exact expectations")
         super().__init__(num_particles=num_inner * num_outer, **pyro_keywords)
@@ -124,6 +132,7 @@ class Objective(ELBO):
         self.gradient = gradient
         self.local_plates = local_plates
         self.find_routes = find_routes
+        self.sampler = sampler
         given = pyro_keywords.get("max_iarange_nesting") or pyro_keywords.get("max_plate_nesting")
         self._least_nesting = 0 if given is None or math.isinf(given) else int(given)
         self._plans: WeakKeyDictionary[Any, WeakKeyDictionary[Any, _Plan]] = WeakKeyDictionary()
@@ -131,7 +140,7 @@ class Objective(ELBO):
     def __repr__(self) -> str:
         return (
             f"{self.name}(K={self.num_inner}, M={self.num_outer}, gradient={self.gradient!r}, "
-            f"vectorize_particles={self.vectorize_particles})"
+            f"vectorize_particles={self.vectorize_particles}, sampler={self.sampler!r})"
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -193,7 +202,10 @@ class Objective(ELBO):
         plan = self._make_plan(model, guide, args, kwargs)
         rows = [self._explain_latent(plan, name) for name in plan.structure.latents]
         rows += [_explain_delta(plan, key) for key in plan.structure.reads if _is_delta(plan, key)]
-        return Explanation(repr(self), tuple(rows), (f"plates: {plan.layout.reason}",))
+        notes = [f"plates: {plan.layout.reason}"]
+        if plan.sobol:
+            notes.append(f"Sobol points: the Gaussian noise of {', '.join(sorted(plan.sobol))}")
+        return Explanation(repr(self), tuple(rows), tuple(notes))
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("particles are drawn by pyro_elbo_lab.sampling.draw")
@@ -232,6 +244,7 @@ class Objective(ELBO):
             detached=plan.latents_with("score"),
             refreshed=plan.latents_with("doubly_reparameterized") & plan.layout.local,
             expectations=plan.expectations,
+            sobol=plan.sobol,
         )
 
     def _recall(self, model: Program, guide: Program) -> _Plan | None:
@@ -245,11 +258,15 @@ class Objective(ELBO):
         self._warn_of_mixed_particles(structure, model, guide, args, kwargs)
         layout = self._lay_out(structure, model, guide, args, kwargs)
         choices = gradients.choose(structure, layout, self.gradient)
+        sobol = frozenset[str]()
+        if self.sampler == "sobol":
+            sobol = quasirandom.gaussian_latents(structure, model, guide, args, kwargs)
+            choices = quasirandom.restrict(choices, self.gradient, layout, self.num_inner, sobol)
         routes = self.find_routes(structure, sites) if self.find_routes else {}
         for name, route in routes.items():
             if route.expectations and choices[name].estimator == "doubly_reparameterized":
                 choices[name] = Choice("pathwise", "log q is averaged exactly")
-        plan = _Plan(structure, layout, choices, routes)
+        plan = _Plan(structure, layout, choices, routes, sobol)
         with suppress(TypeError):  # not weakly referable: planned anew every time
             self._plans.setdefault(model, WeakKeyDictionary())[guide] = plan
         return plan

@@ -26,6 +26,7 @@ from pyro_elbo_lab.particles import (
     sort,
     sum_except,
 )
+from pyro_elbo_lab.quasirandom import Nets
 from pyro_elbo_lab.structure import (
     PARTICLE_PLATE,
     FactorKey,
@@ -63,6 +64,7 @@ def draw(
     refreshed: frozenset[str] = frozenset(),
     leaves: bool = False,
     expectations: Mapping[FactorKey, Expectation] | None = None,
+    sobol: frozenset[str] = frozenset(),
 ) -> Particles:
     """Run guide and model for all particles and sort their log-densities into the layout.
 
@@ -86,13 +88,15 @@ def draw(
         leaves: make every draw a leaf of the graph, so that factors depend on each other through
             nothing but their own latents.
         expectations: exact expectations that replace log-densities.
+        sobol: latents whose Gaussian noise is replaced by scrambled Sobol points, see
+            `quasirandom`.
 
     Returns:
         The particles.
 
     Raises:
         StructureChangedError: the sites are not those of `structure`.
-        ValueError: a site's shape does not fit its plates.
+        ValueError: a site's shape does not fit its plates; too many dimensions for Sobol points.
     """
     num = num_inner * num_outer
     nesting = max(structure.max_plate_nesting, max_plate_nesting)
@@ -116,15 +120,17 @@ def draw(
         return Run(sites, densities, expected, model_trace), values
 
     runs = []
+    nets = Nets(sobol, layout.local, num_inner, num_outer)
     if vectorize:
-        with pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1) if num > 1 else nullcontext():
+        plate = pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1) if num > 1 else nullcontext()
+        with nets.all_particles(), plate:
             runs.append(once(shared)[0])
     else:
         earlier: dict[int, Values] = {}
         subsamples: Values = {}
         for particle in range(num):
             inner, outer = divmod(particle, num_outer)
-            with _Recall(earlier[outer] if inner else subsamples):
+            with nets.particle(particle), _Recall(earlier[outer] if inner else subsamples):
                 one, values = once(frozenset())
             runs.append(one)
             earlier.setdefault(outer, values)

@@ -20,7 +20,9 @@ STORY = [
     ["structure"],
     ["layout"],
     ["particles"],
-    ["sampling", "gradients"],
+    ["gradients"],
+    ["quasirandom"],
+    ["sampling"],
     ["objectives"],
     ["analytic_kl", "fit"],
     ["convert"],
@@ -41,7 +43,15 @@ STORY = [
 ]
 # A Comparison's plot methods import the plots, which need the Comparison, when they are called.
 DEFERRED = {"comparison": {"plots"}}
-RUN_MODELS_UNDER_POUTINE = {"structure", "particles", "sampling", "convert", "fit", "potential"}
+RUN_MODELS_UNDER_POUTINE = {
+    "structure",
+    "particles",
+    "quasirandom",
+    "sampling",
+    "convert",
+    "fit",
+    "potential",
+}
 
 
 def imports(module: str) -> set[str]:
