@@ -54,7 +54,7 @@ class _Plan:
     layout: Layout
     choices: Mapping[str, Choice]
     routes: Mapping[str, Route]
-    sobol: frozenset[str] = frozenset()
+    sobol: quasirandom.Placement | None
 
     @property
     def expectations(self) -> dict[FactorKey, Expectation]:
@@ -202,10 +202,8 @@ class Objective(ELBO):
         plan = self._make_plan(model, guide, args, kwargs)
         rows = [self._explain_latent(plan, name) for name in plan.structure.latents]
         rows += [_explain_delta(plan, key) for key in plan.structure.reads if _is_delta(plan, key)]
-        notes = [f"plates: {plan.layout.reason}"]
-        if plan.sobol:
-            notes.append(f"Sobol points: the Gaussian noise of {', '.join(sorted(plan.sobol))}")
-        return Explanation(repr(self), tuple(rows), tuple(notes))
+        notes = plan.sobol.notes if plan.sobol else ()
+        return Explanation(repr(self), tuple(rows), (f"plates: {plan.layout.reason}", *notes))
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("particles are drawn by pyro_elbo_lab.sampling.draw")
@@ -258,10 +256,11 @@ class Objective(ELBO):
         self._warn_of_mixed_particles(structure, model, guide, args, kwargs)
         layout = self._lay_out(structure, model, guide, args, kwargs)
         choices = gradients.choose(structure, layout, self.gradient)
-        sobol = frozenset[str]()
+        sobol = None
         if self.sampler == "sobol":
-            sobol = quasirandom.gaussian_latents(structure, model, guide, args, kwargs)
-            choices = quasirandom.restrict(choices, self.gradient, layout, self.num_inner, sobol)
+            numbers = self.num_inner, self.num_outer
+            program = model, guide, args, kwargs
+            sobol = quasirandom.place(structure, layout, choices, *numbers, program)
         routes = self.find_routes(structure, sites) if self.find_routes else {}
         for name, route in routes.items():
             if route.expectations and choices[name].estimator == "doubly_reparameterized":

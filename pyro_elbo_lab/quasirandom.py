@@ -5,18 +5,20 @@ clumps; the points of a *net* fill space evenly, and a random scramble keeps eac
 uniform. So every particle still has exactly the distribution q, averages over particles stay
 unbiased, and their variance falls faster than 1/N: for smooth integrands nearly as 1/N^3.
 
-What is lost is independence between the particles of one net:
+What is lost is independence between the particles of one net, so it matters which particles form one:
 
-* Outer particles are averaged, and averages need none. Latents that are not local to a cell take
-  one net of M points, and keep every estimator that is unbiased particle by particle.
-* The K inner particles meet in a non-linear bound F. The mean weight is still an unbiased estimate
-  of p(x), so log mean_k is still a lower bound, but its expectation is no longer that of K
-  independent draws (it is usually tighter), and so the identity behind the doubly reparameterised
-  gradient fails: local latents take the pathwise one. Each outer particle has K points of its own,
-  scrambled independently.
-* Leave-one-out baselines need independence wherever they are used: a latent whose own draw is a
-  Sobol point cannot have the score estimator. Other latents can, as their draws are independent of
-  one another given all the noise.
+* The M outer particles are averaged, and averages need no independence. One net of M points serves
+  the noise of all latents, and as each point is uniform, every estimator that is unbiased particle
+  by particle stays so. A point holds the noise of all K inner particles, which are therefore
+  independent: the expected bound and its doubly reparameterised gradient are untouched.
+* Where no latent of a cell is doubly reparameterised, the K inner particles form the nets, one for
+  each outer particle. They meet in a non-linear bound F. The mean weight is still an unbiased
+  estimate of p(x), so log mean_k is still a lower bound, but its expectation is not that of K
+  independent draws (it is usually tighter), and only its pathwise gradient is right. This gradient
+  can be far noisier than the doubly reparameterised one of random particles.
+* Leave-one-out baselines need independence: a latent whose own draw is a Sobol point cannot have
+  the score estimator. Other latents can, as their draws are independent of one another given all
+  the noise.
 
 The scramble is a random lower triangular matrix over the binary digits, then a random digital shift
 (Matousek 1998). `torch.quasirandom.SobolEngine` has the same one, 30 digits long, at a cost of 80
@@ -29,7 +31,9 @@ References:
     Carlo variational inference.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -40,7 +44,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.quasirandom import SobolEngine
 
-from pyro_elbo_lab.gradients import Choice, Gradient
+from pyro_elbo_lab.gradients import Choice
 from pyro_elbo_lab.layout import Layout
 from pyro_elbo_lab.structure import FactorKey, Program, Site, Structure, aside, run
 
@@ -48,6 +52,91 @@ Sampler = Literal["random", "sobol"]
 SAMPLERS: tuple[Sampler, ...] = ("random", "sobol")
 MAX_DIMENSIONS = SobolEngine.MAXDIM
 DIGITS = 52  # so that (integer + 1/2) / 2^52 is exact in float64, and never 0 or 1
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which latents have Sobol points, and which particles form their nets.
+
+    Attributes:
+        outer: latents whose noise is part of the net of M points.
+        inner: latents whose noise is part of a net of K points for each outer particle.
+        local: the latents that differ between the inner particles.
+    """
+
+    outer: frozenset[str]
+    inner: frozenset[str]
+    local: frozenset[str]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What `explain` says."""
+        kinds = (
+            ("one net over the outer particles", self.outer),
+            ("a net over the inner particles of each outer one", self.inner),
+        )
+        return tuple(
+            f"Sobol points: {kind}, for the Gaussian noise of {', '.join(sorted(names))}"
+            for kind, names in kinds
+            if names
+        )
+
+
+def place(
+    structure: Structure,
+    layout: Layout,
+    choices: Mapping[str, Choice],
+    num_inner: int,
+    num_outer: int,
+    program: tuple[Program, Program, tuple, dict],
+) -> Placement:
+    """Choose the nets for which the chosen gradient estimators stay unbiased.
+
+    Args:
+        structure: the dependencies of model and guide.
+        layout: cells and shared latents.
+        choices: the estimator of every latent.
+        num_inner: K.
+        num_outer: M.
+        program: model, guide, and the positional and keyword arguments of both.
+
+    Returns:
+        The placement.
+
+    Raises:
+        ValueError: the guide has no Gaussian noise; a latent that has some has the score estimator.
+    """
+    gaussian = gaussian_latents(structure, *program)
+    for name in sorted(gaussian):
+        if choices[name].estimator == "score":
+            raise ValueError(
+                f"gradient='score' is biased for latent '{name}' with sampler='sobol': its "
+                "baselines are other particles, which depend on its own draw. Use "
+                "gradient='auto', or sampler='random'."
+            )
+    local = layout.local if num_inner > 1 else frozenset()
+    independent = {
+        layout.cells[FactorKey("guide", name)]
+        for name in local
+        if choices[name].estimator == "doubly_reparameterized"
+    }
+    inner = frozenset(
+        name
+        for name in gaussian & local
+        if layout.cells[FactorKey("guide", name)] not in independent
+    )
+    if num_outer == 1 and not inner:
+        warnings.warn(
+            "sampler='sobol' has no effect with one outer particle"
+            + (
+                ", as doubly reparameterised gradients need independent inner ones. Use more "
+                "outer particles, or gradient='pathwise'."
+                if local
+                else ". Use more particles."
+            ),
+            stacklevel=6,
+        )
+    return Placement(gaussian - inner, inner, local)
 
 
 def gaussian_latents(
@@ -71,61 +160,18 @@ def gaussian_latents(
         found.add(site["name"])
         return torch.randn_like(blank)
 
-    with aside(), torch.no_grad(), _Noise(_reparameterized(structure), note):
+    latents = structure.latents.values()
+    reparameterized = frozenset(latent.name for latent in latents if latent.reparameterized)
+    with aside(), torch.no_grad(), _Noise(reparameterized, note):
         run(model, guide, args, kwargs)
     if not found:
-        drawn = [f"'{name}' ({latent.distribution})" for name, latent in structure.latents.items()]
+        drawn = [f"'{latent.name}' ({latent.distribution})" for latent in latents]
         raise ValueError(
             "sampler='sobol' found no reparameterised Normal noise in guide "
             f"{getattr(guide, '__name__', type(guide).__name__)}, whose random draws are "
             f"{', '.join(drawn) or 'none'}. Use sampler='random'."
         )
     return frozenset(found)
-
-
-def restrict(
-    choices: Mapping[str, Choice],
-    gradient: Gradient,
-    layout: Layout,
-    num_inner: int,
-    gaussian: frozenset[str],
-) -> dict[str, Choice]:
-    """The estimators that stay unbiased although the points of a net depend on each other.
-
-    Args:
-        choices: the estimator of every latent where particles are independent.
-        gradient: the estimator that was asked for.
-        layout: cells and shared latents.
-        num_inner: K.
-        gaussian: from `gaussian_latents`.
-
-    Returns:
-        The choices, with pathwise in place of doubly reparameterized for the latents of cells that
-        hold inner particles from one net.
-
-    Raises:
-        ValueError: a biased estimator was asked for by name.
-    """
-    restricted = dict(choices)
-    for name, choice in choices.items():
-        if choice.estimator == "score" and name in gaussian:
-            raise ValueError(
-                f"gradient='score' is biased for latent '{name}' with sampler='sobol': its "
-                "baselines are other particles, which depend on its own draw. Use "
-                "gradient='auto', or sampler='random'."
-            )
-        if choice.estimator == "doubly_reparameterized":
-            neighbours = _in_cells_of(name, layout) & gaussian if num_inner > 1 else frozenset()
-            if neighbours and gradient == "doubly_reparameterized":
-                raise ValueError(
-                    f"gradient='doubly_reparameterized' is biased for latent '{name}' with "
-                    f"sampler='sobol': it needs independent particles inside a non-linear bound, "
-                    f"and the {num_inner} of '{min(neighbours)}' are points of one net. Use "
-                    "gradient='auto' or 'pathwise', or sampler='random'."
-                )
-            if neighbours:
-                restricted[name] = Choice("pathwise", "inner particles are points of one Sobol net")
-    return restricted
 
 
 def scrambled_sobol(num_points: int, num_nets: int, first: int, num_dims: int) -> Tensor:
@@ -166,23 +212,19 @@ def _sobol(num_points: int, num_digits: int, num_dims: int) -> Tensor:
 class Nets:
     """The points of one evaluation; they are drawn when a site first needs them.
 
-    All shared latents are dimensions of one net of M points, all local ones of M nets of K points.
-
     Args:
-        gaussian: the latents whose noise they replace.
-        local: the latents that differ between the K inner particles.
+        placement: what noise they replace, nothing if None.
         num_inner: K.
         num_outer: M.
     """
 
-    def __init__(
-        self, gaussian: frozenset[str], local: frozenset[str], num_inner: int, num_outer: int
-    ) -> None:
-        self.gaussian = gaussian
-        self.local = local if num_inner > 1 else frozenset()
+    def __init__(self, placement: Placement | None, num_inner: int, num_outer: int) -> None:
+        nothing = frozenset[str]()
+        self.placement = placement or Placement(nothing, nothing, nothing)
+        self.names = self.placement.outer | self.placement.inner
         self.num_inner = num_inner
         self.num_outer = num_outer
-        self._used = {True: 0, False: 0}  # dimensions of local and of shared latents
+        self._used = {"outer": 0, "inner": 0}  # dimensions
         self._noise: dict[tuple[str, int], Tensor] = {}
 
     def all_particles(self) -> Messenger:
@@ -200,7 +242,7 @@ class Nets:
                 )
             return self._of(site["name"], call, blank.numel() // num).reshape(blank.shape)
 
-        return _Noise(self.gaussian, replace)
+        return _Noise(self.names, replace)
 
     def particle(self, index: int) -> Messenger:
         """A handler that replaces the noise of one particle, inner * M + outer."""
@@ -208,7 +250,7 @@ class Nets:
         def replace(site: Site, call: int, blank: Tensor) -> Tensor:
             return self._of(site["name"], call, blank.numel())[index].reshape(blank.shape)
 
-        return _Noise(self.gaussian, replace)
+        return _Noise(self.names, replace)
 
     def _of(self, name: str, call: int, num_dims: int) -> Tensor:
         """The noise of all particles in one call of one site, (K * M, D)."""
@@ -223,33 +265,28 @@ class Nets:
         return noise
 
     def _draw(self, name: str, num_dims: int) -> Tensor:
-        is_local = name in self.local
-        first = self._used[is_local]
+        K, M = self.num_inner, self.num_outer
+        if name in self.placement.inner:
+            first = self._take("inner", name, num_dims)
+            points = scrambled_sobol(K, M, first, num_dims)
+        else:
+            copies = K if name in self.placement.local else 1
+            first = self._take("outer", name, copies * num_dims)
+            points = scrambled_sobol(M, 1, first, copies * num_dims)
+            points = points.reshape(M, copies, num_dims).movedim(0, 1).expand(K, -1, -1)
+        return torch.special.ndtri(points).reshape(K * M, num_dims)
+
+    def _take(self, net: str, name: str, num_dims: int) -> int:
+        """The first of the net's next dimensions."""
+        first = self._used[net]
         if first + num_dims > MAX_DIMENSIONS:
             raise ValueError(
                 f"sampler='sobol' has at most {MAX_DIMENSIONS} dimensions, but latent '{name}' "
                 f"needs {num_dims} and those before it have taken {first}. Use sampler='random', "
                 "or subsample the plates of the largest latents."
             )
-        self._used[is_local] += num_dims
-        if is_local:
-            points = scrambled_sobol(self.num_inner, self.num_outer, first, num_dims)
-        else:
-            points = scrambled_sobol(self.num_outer, 1, first, num_dims).movedim(1, 0)
-            points = points.expand(self.num_inner, -1, -1)
-        return torch.special.ndtri(points).reshape(-1, num_dims)
-
-
-def _reparameterized(structure: Structure) -> frozenset[str]:
-    return frozenset(n for n, latent in structure.latents.items() if latent.reparameterized)
-
-
-def _in_cells_of(name: str, layout: Layout) -> frozenset[str]:
-    """The local latents in the cells of this one, with itself; none if it is shared."""
-    if name not in layout.local:
-        return frozenset()
-    cells = layout.cells[FactorKey("guide", name)]
-    return frozenset(n for n in layout.local if layout.cells[FactorKey("guide", n)] == cells)
+        self._used[net] += num_dims
+        return first
 
 
 def _is_expanded(fn: Any) -> bool:

@@ -26,7 +26,7 @@ from pyro_elbo_lab.particles import (
     sort,
     sum_except,
 )
-from pyro_elbo_lab.quasirandom import Nets
+from pyro_elbo_lab.quasirandom import Nets, Placement
 from pyro_elbo_lab.structure import (
     PARTICLE_PLATE,
     FactorKey,
@@ -64,7 +64,7 @@ def draw(
     refreshed: frozenset[str] = frozenset(),
     leaves: bool = False,
     expectations: Mapping[FactorKey, Expectation] | None = None,
-    sobol: frozenset[str] = frozenset(),
+    sobol: Placement | None = None,
 ) -> Particles:
     """Run guide and model for all particles and sort their log-densities into the layout.
 
@@ -88,8 +88,7 @@ def draw(
         leaves: make every draw a leaf of the graph, so that factors depend on each other through
             nothing but their own latents.
         expectations: exact expectations that replace log-densities.
-        sobol: latents whose Gaussian noise is replaced by scrambled Sobol points, see
-            `quasirandom`.
+        sobol: where scrambled Sobol points replace Gaussian noise, from `quasirandom.place`.
 
     Returns:
         The particles.
@@ -120,7 +119,7 @@ def draw(
         return Run(sites, densities, expected, model_trace), values
 
     runs = []
-    nets = Nets(sobol, layout.local, num_inner, num_outer)
+    nets = Nets(sobol, num_inner, num_outer)
     if vectorize:
         plate = pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1) if num > 1 else nullcontext()
         with nets.all_particles(), plate:
