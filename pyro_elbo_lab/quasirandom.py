@@ -1,11 +1,11 @@
 """Randomised quasi-Monte Carlo: Sobol points in place of the guide's Gaussian noise.
 
 Reparameterised draws are functions of standard normal noise. Independent noise leaves gaps and
-clumps; the points of a *net* fill space evenly, and a random scramble keeps each of them, by itself,
-uniform. So every particle still has exactly the distribution q, averages over particles stay
-unbiased, and their variance falls faster than 1/N: for smooth integrands nearly as 1/N^3.
+clumps; the points of a *net* fill space evenly, and a random scramble makes each of them, by
+itself, uniform. So every particle still has exactly the distribution q, averages over particles
+stay unbiased, and their variance falls faster than 1/N: for smooth integrands nearly as 1/N^3.
 
-What is lost is independence between the particles of one net, so it matters which particles form one:
+What is lost is independence between the particles of a net, so it matters which of them form one:
 
 * The M outer particles are averaged, and averages need no independence. One net of M points serves
   the noise of all latents, and as each point is uniform, every estimator that is unbiased particle

@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.infer.autoguide import (
     AutoIAFNormal,
     AutoLowRankMultivariateNormal,
@@ -209,10 +210,13 @@ def paired_normal(num_nodes, num_dims, pairs, like):
     first, second = (np.tile(g.ravel(), 2) for g in np.meshgrid(half, half))
     pair_weight = np.tile(np.outer(half_weight, half_weight).ravel(), 2) / 2
     full, full_weight = np.polynomial.hermite_e.hermegauss(40)
-    columns = {d: (full,) for d in set(range(num_dims)) - {d for pair in pairs for d in pair}}
-    blocks = [((d,), nodes, full_weight / full_weight.sum()) for d, nodes in columns.items()]
-    blocks += [(pair, (side * first, -side * second), pair_weight) for pair in pairs]
-    nodes, weight = {}, np.ones(1)
+    paired = {d for pair in pairs for d in pair}
+    blocks = [
+        ([d], [full], full_weight / full_weight.sum()) for d in range(num_dims) if d not in paired
+    ]
+    blocks += [(list(pair), [side * first, -side * second], pair_weight) for pair in pairs]
+    nodes: dict[int, np.ndarray] = {}
+    weight = np.ones(1)
     for dims, own, own_weight in blocks:
         nodes = {d: np.repeat(n, len(own_weight)) for d, n in nodes.items()}
         nodes |= {d: np.tile(n, len(weight)) for d, n in zip(dims, own, strict=True)}
@@ -321,16 +325,16 @@ def test_quadrature_of_two_points_has_converged(monkeypatch):
 
 
 def conjugate():
-    """x | z ~ N(z, 0.5^2), z ~ N(0, 1), x = 1.3, q = N(0.2, 0.6): log p(x) = -1.685004, ELBO =
-    -2.457778."""
+    """x = 1.3, of variance 1/2 around z ~ N(0, 1), and q of mean 0.2 and variance 0.6:
+    log p(x) = -1.685004, ELBO = -2.457778."""
 
     def conjugate_model():
         z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
-        pyro.sample("x", dist.Normal(z, 0.5), obs=torch.tensor(1.3, dtype=torch.float64))
+        pyro.sample("x", dist.Normal(z, 0.5**0.5), obs=torch.tensor(1.3, dtype=torch.float64))
 
     def conjugate_guide():
         loc = pyro.param("loc", torch.tensor(0.2, dtype=torch.float64))
-        log_scale = pyro.param("log_scale", torch.tensor(math.log(0.6), dtype=torch.float64))
+        log_scale = pyro.param("log_scale", torch.tensor(math.log(0.6) / 2, dtype=torch.float64))
         pyro.sample("z", dist.Normal(loc, log_scale.exp()))
 
     return conjugate_model, conjugate_guide
@@ -338,9 +342,8 @@ def conjugate():
 
 @pytest.mark.parametrize("num_particles", [2, 3, 8, 32])
 def test_importance_weighted_value_lies_between_elbo_and_evidence(num_particles):
-    keywords = {"num_outer_particles": 50, "vectorize_particles": True}
     objective = ImportanceWeightedELBO(
-        num_particles, sampler="sobol", gradient="pathwise", **keywords
+        num_particles, 50, gradient="pathwise", sampler="sobol", vectorize_particles=True
     )
     values = -mean_loss(partial(objective.loss, *conjugate()), 200)
     error = critical_value(2, len(values) - 1) * values.std() / len(values) ** 0.5
@@ -603,7 +606,7 @@ def test_one_outer_particle_is_warned_of(objective, expected):
 
 def test_too_many_dimensions():
     size = MAX_DIMENSIONS - 10
-    large, its_guide = number(dist.Normal(torch.zeros(size), 1.0).to_event(1))
+    _, its_guide = number(dist.Normal(torch.zeros(size), 1.0).to_event(1))
 
     def two_sites():
         its_guide()
@@ -636,3 +639,13 @@ def test_noise_whose_first_dimension_is_not_that_of_the_particles():
         pytest.raises(ValueError, match=r"'z' draws noise of shape \(3, 4\).*the 4 particles"),
     ):
         pyro.sample("z", dist.Normal(torch.zeros(3, 4), 1.0))
+
+
+def test_distributions_that_are_expanded_from_outside():
+    """Particles may be anywhere in their noise."""
+    nets = Nets(Z_ALONE, 1, 4)
+    fn = ExpandedDistribution(dist.Normal(torch.zeros(()), 1.0), torch.Size([4]))
+    with nets.all_particles(), pytest.raises(ValueError, match="vectorize_particles=False"):
+        pyro.sample("z", fn)
+    with nets.particle(0):
+        assert pyro.sample("z", dist.Normal(0.0, 1.0)).isfinite()
