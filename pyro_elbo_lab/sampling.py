@@ -26,6 +26,7 @@ from pyro_elbo_lab.particles import (
     sort,
     sum_except,
 )
+from pyro_elbo_lab.quasirandom import Nets, Placement
 from pyro_elbo_lab.structure import (
     PARTICLE_PLATE,
     FactorKey,
@@ -65,6 +66,7 @@ def draw(
     leaves: bool = False,
     latent_scale: float = 1.0,
     expectations: Mapping[FactorKey, Expectation] | None = None,
+    sobol: Placement | None = None,
 ) -> Particles:
     """Run guide and model for all particles and sort their log-densities into the layout.
 
@@ -89,13 +91,14 @@ def draw(
             nothing but their own latents.
         latent_scale: multiplies log q and the log p of latents, as a user's own scale would.
         expectations: exact expectations that replace log-densities.
+        sobol: where scrambled Sobol points replace Gaussian noise, from `quasirandom.place`.
 
     Returns:
         The particles.
 
     Raises:
         StructureChangedError: the sites are not those of `structure`.
-        ValueError: a site's shape does not fit its plates.
+        ValueError: a site's shape does not fit its plates; too many dimensions for Sobol points.
     """
     num = num_inner * num_outer
     nesting = max(structure.max_plate_nesting, max_plate_nesting)
@@ -119,15 +122,17 @@ def draw(
         return Run(sites, densities, expected, model_trace), values
 
     runs = []
+    nets = Nets(sobol, num_inner, num_outer)
     if vectorize:
-        with pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1) if num > 1 else nullcontext():
+        plate = pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1) if num > 1 else nullcontext()
+        with nets.all_particles(), plate:
             runs.append(once(shared, refreshed)[0])
     else:
         earlier: dict[int, Values] = {}
         subsamples: Values = {}
         for particle in range(num):
             inner, outer = divmod(particle, num_outer)
-            with _Recall(earlier[outer] if inner else subsamples):
+            with nets.particle(particle), _Recall(earlier[outer] if inner else subsamples):
                 # what is recalled stays one tensor, so that no path through it counts twice
                 one, values = once(frozenset(), refreshed - shared if inner else refreshed)
             runs.append(one)

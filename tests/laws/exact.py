@@ -3,6 +3,7 @@
 Bounds are written out again here, on log-weights (K, ...), so that they are checked and not copied.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ def mean(log_w: Tensor) -> Tensor:
 
 
 def importance(log_w: Tensor) -> Tensor:
-    return log_w.exp().mean(0).log()
+    return log_w.logsumexp(0) - math.log(len(log_w))
 
 
 def renyi(alpha: float) -> Bound:
