@@ -49,7 +49,11 @@ def at_temperature(log_w: Tensor, beta: float) -> Tensor:
 
 def thermodynamic(num: int, *, right: bool) -> Bound:
     shift = 1 if right else 0
-    return lambda log_w: sum(at_temperature(log_w, (j + shift) / num) for j in range(num)) / num
+
+    def bound(log_w: Tensor) -> Tensor:
+        return torch.stack([at_temperature(log_w, (j + shift) / num) for j in range(num)]).mean(0)
+
+    return bound
 
 
 def jackknife_of_two(log_w: Tensor) -> Tensor:

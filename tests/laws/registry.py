@@ -28,6 +28,7 @@ from pyro_elbo_lab import (
     ThermodynamicELBO,
     uniform_schedule,
 )
+from pyro_elbo_lab.gradients import Gradient
 from tests.laws import exact, toys
 
 UNBIASED = ("auto", "pathwise", "doubly_reparameterized", "score")
@@ -99,23 +100,23 @@ def mean_of(build: Callable[..., Objective], *args: Any) -> Callable[..., Object
     return built
 
 
-def standard(gradient: str, num_outer: int, **keywords: Any) -> Objective:
+def standard(gradient: Gradient, num_outer: int, **keywords: Any) -> Objective:
     return StandardELBO(num_outer, gradient, **keywords)
 
 
-def analytic_kl(gradient: str, num_outer: int, **keywords: Any) -> Objective:
+def analytic_kl(gradient: Gradient, num_outer: int, **keywords: Any) -> Objective:
     return AnalyticKLELBO(num_outer, **keywords)
 
 
-def importance_weighted(gradient: str, num_outer: int, **keywords: Any) -> Objective:
+def importance_weighted(gradient: Gradient, num_outer: int, **keywords: Any) -> Objective:
     return ImportanceWeightedELBO(2, num_outer, gradient, **keywords)
 
 
-def nested(num_inner: int, gradient: str, **keywords: Any) -> Objective:
+def nested(num_inner: int, gradient: Gradient, **keywords: Any) -> Objective:
     return ImportanceWeightedELBO(num_inner, 2, gradient, outer="importance", **keywords)
 
 
-def partially(num_inner: int, gradient: str, **keywords: Any) -> Objective:
+def partially(num_inner: int, gradient: Gradient, **keywords: Any) -> Objective:
     return PartiallyImportanceWeighted(num_inner, 2, gradient, **keywords)
 
 
@@ -286,13 +287,14 @@ CASES = [
     Case("nested-discrete", toys.discrete_hierarchy, names("nested"), discrete=True),
 ]
 
-BY_NAME = {row.name: row for row in ROWS} | {case.name: case for case in CASES}
+ROW = {row.name: row for row in ROWS}
+CASE = {case.name: case for case in CASES}
 
 
 @cache
 def expected(row_name: str, case_name: str) -> exact.Exact:
     """The expectation of a row on a case, computed once for all gradients."""
-    row, case = BY_NAME[row_name], BY_NAME[case_name.removesuffix("-float32")]
+    row, case = ROW[row_name], CASE[case_name.removesuffix("-float32")]
     return row.exact(case.toy(), row.num_inner, row.num_outer)
 
 

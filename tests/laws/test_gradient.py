@@ -10,7 +10,8 @@ from pyro_elbo_lab.objectives import ImportanceWeightedELBO, StandardELBO
 from tests.laws import exact, toys
 from tests.laws.estimation import values_and_gradients
 from tests.laws.registry import (
-    BY_NAME,
+    CASE,
+    ROW,
     ROWS,
     combinations,
     expected,
@@ -43,13 +44,13 @@ def test_expectation(row, gradient, case):
 @pytest.mark.parametrize("case", ["shared-and-local", "subsampled", "local", "nested", "joint"])
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_expectation_with_sequential_particles(row, case):
-    if row.weights not in BY_NAME[case].weights or case in row.skip:
+    if row.weights not in CASE[case].weights or case in row.skip:
         pytest.skip(f"not a case for {row.name}")
     if row.averages:
         objective, num_evaluations = row.build(gradient=row.gradients[0], num_outer=15), 60
     else:
         objective, num_evaluations = row.build(gradient=row.gradients[0]), 400
-    assert_unbiased(objective, BY_NAME[case].toy(), expected(row.name, case), num_evaluations)
+    assert_unbiased(objective, CASE[case].toy(), expected(row.name, case), num_evaluations)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -86,9 +87,9 @@ def test_discrete_importance_weights_of_more_particles(num_particles):
     [("IW", "shared-and-local"), ("chi", "joint"), ("nested 2 x 2", "nested"), ("wake", "joint")],
 )
 def test_quadrature_has_converged(row, case, monkeypatch):
-    """To a tenth of the smallest standard error in this file, which is about 2e-3."""
+    """To a fifth of the standard errors in this file, which are between 5e-3 and 5e-2."""
     coarse = expected(row, case).gradient
     monkeypatch.setattr(toys, "NODES", {dims: num + 2 for dims, num in toys.NODES.items()})
-    entry = BY_NAME[row]
-    fine = entry.exact(BY_NAME[case].toy(), entry.num_inner, entry.num_outer).gradient
-    torch.testing.assert_close(coarse, fine, rtol=0, atol=2e-4)
+    entry = ROW[row]
+    fine = entry.exact(CASE[case].toy(), entry.num_inner, entry.num_outer).gradient
+    torch.testing.assert_close(coarse, fine, rtol=0, atol=1e-3)
