@@ -5,6 +5,7 @@ estimate and the diagnostics are functions of the same log-weights.
 """
 
 from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
+from pyro_elbo_lab.annealed import AnnealedELBO
 from pyro_elbo_lab.annealing import cyclical_annealing, linear_annealing
 from pyro_elbo_lab.bounds import log_uniform_schedule, uniform_schedule
 from pyro_elbo_lab.comparison import Comparison, compare
@@ -26,6 +27,7 @@ from pyro_elbo_lab.report import write_report
 
 __all__ = [
     "AnalyticKLELBO",
+    "AnnealedELBO",
     "ChiUpperBound",
     "CombinedImportanceWeighted",
     "Comparison",

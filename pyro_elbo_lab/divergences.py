@@ -7,11 +7,16 @@ are those of `Objective` and of `pyro.infer.ELBO`; illegal values raise a ValueE
 from functools import partial
 from typing import Any
 
-from pyro_elbo_lab.bounds import chi, log_mean_exp, self_normalized, tail_adaptive
+import torch
+
+from pyro_elbo_lab.bounds import chi, log_mean_exp, mean, self_normalized, tail_adaptive
+from pyro_elbo_lab.given import guide_values
 from pyro_elbo_lab.gradients import Gradient
-from pyro_elbo_lab.objective import Objective
+from pyro_elbo_lab.objective import Draw, Objective
+from pyro_elbo_lab.particles import Particles
 from pyro_elbo_lab.sleep import dream
-from pyro_elbo_lab.wake import GUIDE_ONLY, REPARAMETERIZED, wake
+from pyro_elbo_lab.structure import Program, Structure
+from pyro_elbo_lab.wake import GUIDE_AT_GIVEN, GUIDE_ONLY, REPARAMETERIZED, wake
 
 
 def ChiUpperBound(
@@ -115,32 +120,50 @@ def ReweightedWakeSleep(
     )
 
 
-def ForwardKL(num_particles: int, **keywords: Any) -> Objective:
-    """KL(p(z | x) || q), up to log p(x), by self-normalised importance weights of K particles.
+def ForwardKL(num_particles: int, reference: Any = None, **keywords: Any) -> Objective:
+    """KL(p(z | x) || q), up to log p(x): the evidence upper bound log p(x) + KL(p || q).
 
-    The value sum_k w_k l_k tends to the evidence upper bound log p(x) + KL(p || q) from below. The
-    guide follows -sum_k w_k d log q(z_k), which is biased for few particles and needs no
-    differentiable draws; the model does not learn. It covers all modes that its draws find.
+    Without a reference it is estimated by self-normalised importance weights w of K draws of the
+    guide, sum_k w_k l_k, which tends to the bound from below. The guide follows
+    sum_k w_k d log q(z_k), which is biased for few particles and needs no differentiable draws. It
+    covers all modes that its draws find.
+
+    With draws of the posterior, from NUTS say, every step takes K of them at random: mean_k l_k is
+    then as good a bound as the draws are, and its gradient unbiased. For guides that are fit once
+    and used often, and to ask how well a family of guides could do.
+
+    In both cases the model does not learn.
 
     Args:
-        num_particles: K, at least 2, many where the guide is far from the posterior.
+        num_particles: K; without a reference at least 2, many where the guide is far from the
+            posterior.
+        reference: draws of all latents of the model: arrays by name, draws first, or a `DataTree`
+            with a `posterior`, as `nuts` returns it. Not together with subsampled plates.
         keywords: those of `Objective` and of `pyro.infer.ELBO`.
 
     Returns:
-        A loss for `pyro.infer.SVI`: the estimate itself, in nats. Cells of plates have weights of
-        their own where no latent is shared between them.
+        A loss for `pyro.infer.SVI`: the estimate itself, in nats. Without a reference, cells of
+        plates have weights of their own where no latent is shared between them.
+
+    Raises:
+        ValueError: when used, a guide whose latents do not follow from the reference.
 
     References:
         Bornschein and Bengio (2015), Reweighted wake-sleep; Dieng and Paisley (2019), Reweighted
         expectation maximization (evidence upper bound).
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import pyro, torch, pyro.distributions as dist
         >>> def model():
         ...     pyro.sample("z", dist.Normal(0.0, 1.0))
         >>> ForwardKL(num_particles=8).loss(model, guide=model)
         0.0
+        >>> reference = {"z": torch.zeros(100)}
+        >>> ForwardKL(num_particles=8, reference=reference).loss(model, guide=model)
+        0.0
     """
+    if reference is not None:
+        return _from_reference(num_particles, reference, keywords)
     _at_least_two("ForwardKL", num_particles)
     return Objective(
         "ForwardKL",
@@ -149,6 +172,24 @@ def ForwardKL(num_particles: int, **keywords: Any) -> Objective:
         num_inner=num_particles,
         method=GUIDE_ONLY,
         weights="complete",
+        **keywords,
+    )
+
+
+def _from_reference(num_particles: int, reference: Any, keywords: dict[str, Any]) -> Objective:
+    def source(draw: Draw, structure: Structure, guide: Program) -> Particles:
+        values = guide_values(reference, structure, guide)
+        num_draws = min(map(len, values.values()), default=0)
+        rows = torch.randint(num_draws, (num_particles,))
+        return draw(given={name: value[rows] for name, value in values.items()})
+
+    return Objective(
+        "ForwardKL(reference)",
+        mean,
+        upper=True,
+        num_outer=num_particles,
+        method=GUIDE_AT_GIVEN,
+        source=source,
         **keywords,
     )
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -30,6 +31,8 @@ LocalPlates = str | tuple[str, ...]
 Weights = Literal["cells", "complete", "joint"]
 KLWeight = float | Callable[[int], float]
 OwnTerm = Callable[[Program, Program, tuple, dict], Tensor]
+Draw = Callable[..., Particles]
+Source = Callable[[Draw, Structure, Program], Particles]
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class Objective(ELBO):
         local_plates: "auto", names of plates, or () for joint weights, see `layout`.
         kl_weight: multiplies the terms of the latents: a number, or a function of the number of
             gradient evaluations so far, see `annealing`.
+        source: (draw, structure, guide) -> particles, where draw() gives those of the guide and
+            draw(given=values) scores other values.
         own_term: (model, guide, args, kwargs) -> a term that is added to what is maximised.
         find_routes: exact expectations in place of Monte Carlo terms (linear bounds only).
         sampler: "random", or "sobol" for scrambled Sobol points in place of the guide's Gaussian
@@ -127,6 +132,7 @@ class Objective(ELBO):
         weights: Weights = "cells",
         local_plates: LocalPlates = "auto",
         kl_weight: KLWeight = 1.0,
+        source: Source | None = None,
         own_term: OwnTerm | None = None,
         find_routes: FindRoutes | None = None,
         sampler: Sampler = "random",
@@ -162,6 +168,7 @@ class Objective(ELBO):
         self.local_plates = local_plates
         self.kl_weight = kl_weight
         self.num_gradients = 0
+        self.source = source
         self.own_term = own_term
         self.find_routes = find_routes
         self.sampler = sampler
@@ -277,7 +284,8 @@ class Objective(ELBO):
     def _draw(
         self, plan: _Plan, model: Program, guide: Program, args: tuple, kwargs: dict
     ) -> Particles:
-        return draw(
+        particles = partial(
+            draw,
             model,
             guide,
             args,
@@ -294,6 +302,7 @@ class Objective(ELBO):
             expectations=plan.expectations,
             sobol=plan.sobol,
         )
+        return self.source(particles, plan.structure, guide) if self.source else particles()
 
     def _refreshed(self, plan: _Plan) -> frozenset[str]:
         doubly = plan.latents_with("doubly_reparameterized", "doubly_reparameterized_wake")

@@ -168,6 +168,13 @@ class Particles:
         return tensors[0] if tensors else torch.zeros(1)
 
 
+def stacked_values(drawn: Draws, num_particles: int) -> Tensor:
+    """The draws of a latent in all runs, with a leading dimension for the particles."""
+    if len(drawn.sites) == 1 and num_particles > 1:
+        return drawn.sites[0]["value"]
+    return torch.stack([site["value"] for site in drawn.sites])
+
+
 @dataclass(frozen=True)
 class Stack:
     """Gives the densities of one vectorised or many sequential runs the shape (K, M, *plates)."""

@@ -5,8 +5,10 @@ estimators need "with z held fixed" is derived from the same run by automatic di
 `gradients`), so that dropout masks, batch statistics and minibatches are those that made the draws.
 """
 
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -67,6 +69,7 @@ def draw(
     latent_scale: float = 1.0,
     expectations: Mapping[FactorKey, Expectation] | None = None,
     sobol: Placement | None = None,
+    given: Values | None = None,
 ) -> Particles:
     """Run guide and model for all particles and sort their log-densities into the layout.
 
@@ -92,6 +95,8 @@ def draw(
         latent_scale: multiplies log q and the log p of latents, as a user's own scale would.
         expectations: exact expectations that replace log-densities.
         sobol: where scrambled Sobol points replace Gaussian noise, from `quasirandom.place`.
+        given: values of latents of the guide that take the place of its draws, each with a leading
+            dimension for the particles.
 
     Returns:
         The particles.
@@ -105,12 +110,14 @@ def draw(
     shared = frozenset(structure.latents.keys() - layout.local) if num_inner > 1 else frozenset()
 
     enumerate_from = first_enumerated_dim(nesting) if structure.enumerated else None
-    expectations = expectations or {}
+    expectations, given = expectations or {}, given or {}
     if vectorize and shared:
         _refuse_shared_flows(structure, shared)
 
-    def once(tied: frozenset[str], fresh: frozenset[str]) -> tuple[Run, Values]:
-        prepare = _Prepare(frozenset(structure.latents), tied, num_inner, detached, fresh, leaves)
+    def once(tied: frozenset[str], fresh: frozenset[str], replaced: Values) -> tuple[Run, Values]:
+        latents = frozenset(structure.latents)
+        given_to = _Given(replaced, num if vectorize and num > 1 else None, nesting)
+        prepare = _Prepare(latents, tied, num_inner, detached, fresh, leaves, given_to)
         with _ScaleLatents(latent_scale) if latent_scale != 1.0 else nullcontext():
             model_trace, guide_trace = run(model, guide, args, kwargs, prepare, enumerate_from)
         sites = factors(model_trace, guide_trace)
@@ -126,7 +133,7 @@ def draw(
     if vectorize:
         plate = pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1) if num > 1 else nullcontext()
         with nets.all_particles(), plate:
-            runs.append(once(shared, refreshed)[0])
+            runs.append(once(shared, refreshed, given)[0])
     else:
         earlier: dict[int, Values] = {}
         subsamples: Values = {}
@@ -134,7 +141,9 @@ def draw(
             inner, outer = divmod(particle, num_outer)
             with nets.particle(particle), _Recall(earlier[outer] if inner else subsamples):
                 # what is recalled stays one tensor, so that no path through it counts twice
-                one, values = once(frozenset(), refreshed - shared if inner else refreshed)
+                fresh = refreshed - shared if inner else refreshed
+                own = {name: value[particle] for name, value in given.items()}
+                one, values = once(frozenset(), fresh, own)
             runs.append(one)
             earlier.setdefault(outer, values)
             subsamples = {n: v for n, v in earlier[0].items() if n not in shared}
@@ -236,6 +245,34 @@ def _refuse_shared_flows(structure: Structure, shared: frozenset[str]) -> None:
             )
 
 
+@dataclass(frozen=True)
+class _Given:
+    """Values that take the place of draws.
+
+    Attributes:
+        values: by latent; with a leading dimension of `num` particles, unless that is None.
+        num: the number of particles that run at once.
+        nesting: the number of dimensions to the right of the particle plate.
+    """
+
+    values: Values
+    num: int | None
+    nesting: int
+
+    def value_of(self, site: Site) -> Tensor:
+        """In the shape that the program expects, which does not know of the particles."""
+        value, batch = self.values[site["name"]], site["fn"].batch_shape
+        lead = () if self.num is None else (self.num, *[1] * (self.nesting - len(batch)))
+        shape = (*lead, *batch, *site["fn"].event_shape)
+        if value.numel() != math.prod(shape):
+            raise ValueError(
+                f"Latent '{site['name']}' was given a value of shape {tuple(value.shape)}, "
+                f"expected {shape} or a reshaping of it. Given draws are those of all data: they "
+                "do not go together with a subsampled plate."
+            )
+        return value.reshape(shape)
+
+
 class _Prepare(Messenger):
     """Changes a latent's draw before model, guide and trace go on with it."""
 
@@ -247,14 +284,21 @@ class _Prepare(Messenger):
         detached: frozenset[str],
         refreshed: frozenset[str],
         leaves: bool,
+        given: _Given,
     ) -> None:
         super().__init__()
         self.latents = latents
+        self.given = given
         self.tied = tied
         self.num_inner = num_inner
         self.detached = detached
         self.refreshed = refreshed
         self.leaves = leaves
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if msg["name"] in self.given.values:
+            msg["value"] = self.given.value_of(msg)
+            msg["done"] = True
 
     def _pyro_post_sample(self, msg: Site) -> None:
         name, value = msg["name"], msg["value"]

@@ -104,6 +104,28 @@ def _guide_only(particles: Particles, target: Target, choices: Choices) -> Tenso
     return _weighted_log_q(particles, by_estimator(particles, choices)["wake"])
 
 
+def _choose_given(
+    structure: Structure, layout: Layout, gradient: Gradient, target: Target
+) -> dict[str, Choice]:
+    for latent in structure.latents.values():
+        if not latent.evaluable:
+            raise ValueError(
+                f"Latent '{latent.name}' is a {latent.distribution} whose log-density is reliable "
+                "only at its own last draw, not at draws from elsewhere. Use another guide."
+            )
+    return dict.fromkeys(structure.latents, Choice("wake", "its draws are given"))
+
+
+def _log_q_at_given(particles: Particles, target: Target, choices: Choices) -> Tensor:
+    total = particles.zero
+    for drawn in particles.draws.values():
+        total = total + drawn.weight * drawn.log_q(scaled=True).mean(0).sum()
+    return total / particles.num_outer
+
+
+GUIDE_AT_GIVEN = Method(("auto",), _choose_given, _log_q_at_given)
+"""The log-density of the guide at draws from elsewhere."""
+
 GUIDE_ONLY = Method(("auto", "wake"), _choose_plain_wake, _guide_only)
 """The wake phase of the guide alone."""
 
@@ -157,6 +179,15 @@ def _choose_reparameterized(
         )
     return dict.fromkeys(structure.latents, Choice("doubly_reparameterized", "the only estimator"))
 
+
+def _choose_pathwise(
+    structure: Structure, layout: Layout, gradient: Gradient, target: Target
+) -> dict[str, Choice]:
+    return dict.fromkeys(structure.latents, Choice("pathwise", "the only estimator"))
+
+
+PATHWISE = Method(("auto",), _choose_pathwise, surrogate)
+"""The derivative of the value."""
 
 REPARAMETERIZED = Method(("auto",), _choose_reparameterized, surrogate)
 """The doubly reparameterized gradient and nothing else."""
