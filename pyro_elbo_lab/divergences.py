@@ -48,10 +48,13 @@ def ChiUpperBound(
 
     Example:
         >>> import pyro, pyro.distributions as dist
-        >>> def model():
-        ...     pyro.sample("z", dist.Normal(0.0, 1.0))
-        >>> ChiUpperBound(num_particles=8).loss(model, guide=model)
-        0.0
+        >>> model, guide = (
+        ...     lambda sd=sd: pyro.sample("z", dist.Normal(0.0, sd)) for sd in (1.0, 0.7)
+        ... )
+        >>> pyro.set_rng_seed(0)
+        >>> objective = ChiUpperBound(num_particles=8)
+        >>> round(sum(objective.loss(model, guide) for _ in range(200)) / 200, 3)  # log p(x) = 0
+        0.052
     """
     if n < 1:
         raise ValueError(f"n={n!r}: the chi bound is an upper bound for n >= 1")
@@ -216,10 +219,13 @@ def TailAdaptive(num_particles: int, beta: float = -1.0, **keywords: Any) -> Obj
 
     Example:
         >>> import pyro, pyro.distributions as dist
-        >>> def model():
-        ...     pyro.sample("z", dist.Normal(0.0, 1.0))
-        >>> TailAdaptive(num_particles=8).loss(model, guide=model)
-        0.0
+        >>> model, guide = (
+        ...     lambda sd=sd: pyro.sample("z", dist.Normal(0.0, sd)) for sd in (1.0, 0.7)
+        ... )
+        >>> pyro.set_rng_seed(0)
+        >>> objective = TailAdaptive(num_particles=8)
+        >>> round(sum(objective.loss(model, guide) for _ in range(200)) / 200, 3)  # log p(x) = 0
+        -0.123
     """
     _at_least_two("TailAdaptive", num_particles)
     if beta > 0:

@@ -104,15 +104,19 @@ def _guide_only(particles: Particles, target: Target, choices: Choices) -> Tenso
     return _weighted_log_q(particles, by_estimator(particles, choices)["wake"])
 
 
-def _choose_given(
-    structure: Structure, layout: Layout, gradient: Gradient, target: Target
-) -> dict[str, Choice]:
+def _check_evaluable(structure: Structure, but: str) -> None:
     for latent in structure.latents.values():
         if not latent.evaluable:
             raise ValueError(
                 f"Latent '{latent.name}' is a {latent.distribution} whose log-density is reliable "
-                "only at its own last draw, not at draws from elsewhere. Use another guide."
+                f"only at its own last draw, {but}."
             )
+
+
+def _choose_given(
+    structure: Structure, layout: Layout, gradient: Gradient, target: Target
+) -> dict[str, Choice]:
+    _check_evaluable(structure, "not at draws from elsewhere. Use another guide")
     return dict.fromkeys(structure.latents, Choice("wake", "its draws are given"))
 
 
@@ -133,12 +137,7 @@ GUIDE_ONLY = Method(("auto", "wake"), _choose_plain_wake, _guide_only)
 def _choose_partial(
     structure: Structure, layout: Layout, gradient: Gradient, target: Target
 ) -> dict[str, Choice]:
-    for latent in structure.latents.values():
-        if not latent.evaluable:
-            raise ValueError(
-                f"Latent '{latent.name}' is a {latent.distribution} whose log-density is reliable "
-                "only at its last draw, but two bounds need it twice. Use ImportanceWeightedELBO."
-            )
+    _check_evaluable(structure, "but two bounds need it twice. Use ImportanceWeightedELBO")
     return choose(structure, layout, gradient, target)
 
 
