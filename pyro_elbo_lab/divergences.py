@@ -48,11 +48,9 @@ def ChiUpperBound(
 
     Example:
         >>> import pyro, pyro.distributions as dist
-        >>> model, guide = (
-        ...     lambda sd=sd: pyro.sample("z", dist.Normal(0.0, sd)) for sd in (1.0, 0.7)
-        ... )
-        >>> pyro.set_rng_seed(0)
         >>> objective = ChiUpperBound(num_particles=8)
+        >>> model, guide = (lambda s=s: pyro.sample("z", dist.Normal(0.0, s)) for s in (1.0, 0.7))
+        >>> pyro.set_rng_seed(0)
         >>> round(sum(objective.loss(model, guide) for _ in range(200)) / 200, 3)  # log p(x) = 0
         0.052
     """
@@ -219,11 +217,9 @@ def TailAdaptive(num_particles: int, beta: float = -1.0, **keywords: Any) -> Obj
 
     Example:
         >>> import pyro, pyro.distributions as dist
-        >>> model, guide = (
-        ...     lambda sd=sd: pyro.sample("z", dist.Normal(0.0, sd)) for sd in (1.0, 0.7)
-        ... )
-        >>> pyro.set_rng_seed(0)
         >>> objective = TailAdaptive(num_particles=8)
+        >>> model, guide = (lambda s=s: pyro.sample("z", dist.Normal(0.0, s)) for s in (1.0, 0.7))
+        >>> pyro.set_rng_seed(0)
         >>> round(sum(objective.loss(model, guide) for _ in range(200)) / 200, 3)  # log p(x) = 0
         -0.123
     """

@@ -148,11 +148,9 @@ def CombinedImportanceWeighted(
 
     Example:
         >>> import pyro, pyro.distributions as dist
-        >>> model, guide = (
-        ...     lambda sd=sd: pyro.sample("z", dist.Normal(0.0, sd)) for sd in (1.0, 0.7)
-        ... )
-        >>> pyro.set_rng_seed(0)
         >>> objective = CombinedImportanceWeighted(beta=0.5, num_particles=8)
+        >>> model, guide = (lambda s=s: pyro.sample("z", dist.Normal(0.0, s)) for s in (1.0, 0.7))
+        >>> pyro.set_rng_seed(0)
         >>> round(sum(objective.loss(model, guide) for _ in range(200)) / 200, 3)  # log p(x) = 0
         0.071
     """
@@ -187,11 +185,9 @@ def PartiallyImportanceWeighted(
 
     Example:
         >>> import pyro, pyro.distributions as dist
-        >>> model, guide = (
-        ...     lambda sd=sd: pyro.sample("z", dist.Normal(0.0, sd)) for sd in (1.0, 0.7)
-        ... )
-        >>> pyro.set_rng_seed(0)
         >>> objective = PartiallyImportanceWeighted(num_particles=4, num_outer_particles=2)
+        >>> model, guide = (lambda s=s: pyro.sample("z", dist.Normal(0.0, s)) for s in (1.0, 0.7))
+        >>> pyro.set_rng_seed(0)
         >>> round(sum(objective.loss(model, guide) for _ in range(200)) / 200, 3)  # log p(x) = 0
         0.053
     """
@@ -231,11 +227,9 @@ def RenyiELBO(
 
     Example:
         >>> import pyro, pyro.distributions as dist
-        >>> model, guide = (
-        ...     lambda sd=sd: pyro.sample("z", dist.Normal(0.0, sd)) for sd in (1.0, 0.7)
-        ... )
-        >>> pyro.set_rng_seed(0)
         >>> objective = RenyiELBO(alpha=0.5, num_particles=8)
+        >>> model, guide = (lambda s=s: pyro.sample("z", dist.Normal(0.0, s)) for s in (1.0, 0.7))
+        >>> pyro.set_rng_seed(0)
         >>> round(sum(objective.loss(model, guide) for _ in range(200)) / 200, 3)  # log p(x) = 0
         0.075
     """
@@ -283,11 +277,9 @@ def ThermodynamicELBO(
 
     Example:
         >>> import pyro, pyro.distributions as dist
-        >>> model, guide = (
-        ...     lambda sd=sd: pyro.sample("z", dist.Normal(0.0, sd)) for sd in (1.0, 0.7)
-        ... )
-        >>> pyro.set_rng_seed(0)
         >>> objective = ThermodynamicELBO(num_particles=8)
+        >>> model, guide = (lambda s=s: pyro.sample("z", dist.Normal(0.0, s)) for s in (1.0, 0.7))
+        >>> pyro.set_rng_seed(0)
         >>> round(sum(objective.loss(model, guide) for _ in range(200)) / 200, 3)  # log p(x) = 0
         0.05
     """
@@ -328,11 +320,9 @@ def JackknifeELBO(
 
     Example:
         >>> import pyro, pyro.distributions as dist
-        >>> model, guide = (
-        ...     lambda sd=sd: pyro.sample("z", dist.Normal(0.0, sd)) for sd in (1.0, 0.7)
-        ... )
-        >>> pyro.set_rng_seed(0)
         >>> objective = JackknifeELBO(num_particles=8)
+        >>> model, guide = (lambda s=s: pyro.sample("z", dist.Normal(0.0, s)) for s in (1.0, 0.7))
+        >>> pyro.set_rng_seed(0)
         >>> round(sum(objective.loss(model, guide) for _ in range(200)) / 200, 3)  # log p(x) = 0
         0.015
     """
