@@ -64,11 +64,11 @@ class InferenceNetwork(PyroModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.logits = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, NUM_CAUSES))
+        self.layers = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, NUM_CAUSES))
 
     def forward(self, x: Tensor, subsample_size: int | None = None) -> None:
         with pyro.plate("digit", len(x), subsample_size, device=x.device) as index:
-            pyro.sample("z", dist.Bernoulli(logits=self.logits(x[index])).to_event(1))
+            pyro.sample("z", dist.Bernoulli(logits=self.layers(x[index])).to_event(1))
 
 
 guides = {"network": InferenceNetwork}
@@ -80,18 +80,22 @@ def states(like: Tensor) -> Tensor:
     return (numbers[:, None] >> torch.arange(NUM_CAUSES, device=like.device) & 1).to(like.dtype)
 
 
-def log_evidence(x: Tensor) -> Tensor:
-    """log p(x_n) at the parameters in the store, by summing over all states of z_n.
+def log_joint(x: Tensor) -> Tensor:
+    """log p(x_n, z) for all states z, at the parameters in the store.
 
     Args:
         x: pixels, shape (N, 64).
 
     Returns:
-        log p(x_n) in nats, shape (N,).
+        Shape (N, 256), in nats; the states are in the order of `states`.
     """
     logits, weight, bias = _parameters(x)
     z = states(x)
     drawn = bias + z @ weight  # (256, 64), the logits of the pixels
     log_prior = z @ logits - softplus(logits).sum()
-    log_likelihood = x @ drawn.T - softplus(drawn).sum(-1)
-    return (log_prior + log_likelihood).logsumexp(-1)
+    return log_prior + x @ drawn.T - softplus(drawn).sum(-1)
+
+
+def log_evidence(x: Tensor) -> Tensor:
+    """log p(x_n) at the parameters in the store, shape (N,), from pixels x of shape (N, 64)."""
+    return log_joint(x).logsumexp(-1)
