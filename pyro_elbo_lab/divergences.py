@@ -48,11 +48,10 @@ def ChiUpperBound(
 
     Example:
         >>> import pyro, pyro.distributions as dist
-        >>> objective = ChiUpperBound(num_particles=8)
-        >>> model, guide = (lambda s=s: pyro.sample("z", dist.Normal(0.0, s)) for s in (1.0, 0.7))
+        >>> narrow, wide = (lambda s=s: pyro.sample("z", dist.Normal(0.0, s)) for s in (1.0, 1.3))
         >>> pyro.set_rng_seed(0)
-        >>> round(sum(objective.loss(model, guide) for _ in range(200)) / 200, 3)  # log p(x) = 0
-        0.052
+        >>> ChiUpperBound(10000, vectorize_particles=True).loss(narrow, guide=wide) > 0  # log p(x)
+        True
     """
     if n < 1:
         raise ValueError(f"n={n!r}: the chi bound is an upper bound for n >= 1")
@@ -216,18 +215,15 @@ def TailAdaptive(num_particles: int, beta: float = -1.0, **keywords: Any) -> Obj
         ranks are ranks: `pyro.infer.TraceTailAdaptive_ELBO` has argsort in their place.)
 
     Example:
-        >>> import pyro, pyro.distributions as dist
-        >>> objective = TailAdaptive(num_particles=8)
-        >>> model, guide = (lambda s=s: pyro.sample("z", dist.Normal(0.0, s)) for s in (1.0, 0.7))
-        >>> pyro.set_rng_seed(0)
-        >>> round(sum(objective.loss(model, guide) for _ in range(200)) / 200, 3)  # log p(x) = 0
-        -0.123
+        >>> TailAdaptive(num_particles=32, vectorize_particles=True)
+        TailAdaptive(-1.0)(K=32, M=1, gradient='auto', ...)
     """
     _at_least_two("TailAdaptive", num_particles)
     if beta > 0:
         raise ValueError(f"beta={beta!r}: expected at most 0, larger weights must count more")
+    name = f"TailAdaptive({beta})"
     return Objective(
-        f"TailAdaptive({beta})",
+        name,
         tail_adaptive(beta),
         num_inner=num_particles,
         method=REPARAMETERIZED,

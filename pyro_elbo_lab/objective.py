@@ -159,6 +159,8 @@ class Objective(ELBO):
             raise ValueError(f"{name}: only a linear bound can use exact expectations")
         super().__init__(num_particles=num_inner * num_outer, **pyro_keywords)
         self.name = name
+        if bound is mean and outer is mean:  # K M independent draws serve a mean of means better
+            num_inner, num_outer = 1, num_inner * num_outer
         self.target = Target(bound, outer, upper)
         self.num_inner = num_inner
         self.num_outer = num_outer
