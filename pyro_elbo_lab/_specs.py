@@ -18,7 +18,15 @@ from pyro.infer.autoguide import (
 
 from pyro_elbo_lab._model_file import InputError, ModelFile
 from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
-from pyro_elbo_lab.objectives import ImportanceWeightedELBO, StandardELBO
+from pyro_elbo_lab.annealed import AnnealedELBO
+from pyro_elbo_lab.divergences import ChiUpperBound, ForwardKL, TailAdaptive
+from pyro_elbo_lab.objectives import (
+    ImportanceWeightedELBO,
+    JackknifeELBO,
+    RenyiELBO,
+    StandardELBO,
+    ThermodynamicELBO,
+)
 from pyro_elbo_lab.structure import hide_enumerated
 
 # The noise of a doubly reparameterised gradient is that of the draw divided by the guide's scale: a
@@ -39,6 +47,13 @@ OBJECTIVES: dict[str, tuple[Callable[..., ELBO], int | None]] = {
     "standard": (StandardELBO, 10),
     "importance-weighted": (ImportanceWeightedELBO, None),
     "analytic-kl": (AnalyticKLELBO, 10),
+    "renyi": (partial(RenyiELBO, 0.5), None),
+    "thermodynamic": (ThermodynamicELBO, None),
+    "jackknife": (JackknifeELBO, None),
+    "annealed": (AnnealedELBO, 10),
+    "chi": (ChiUpperBound, None),
+    "forward-kl": (ForwardKL, None),
+    "tail-adaptive": (TailAdaptive, None),
 }
 """Objectives by name, each with the number of particles that it takes when none is given."""
 
@@ -63,7 +78,8 @@ def objective(spec: str) -> ObjectiveSpec:
     >>> objective("importance-weigthed:16")
     Traceback (most recent call last):
     pyro_elbo_lab._model_file.InputError: unknown objective 'importance-weigthed' (did you mean \
-'importance-weighted'?); known: standard, importance-weighted, analytic-kl
+'importance-weighted'?); known: standard, importance-weighted, analytic-kl, renyi, thermodynamic, \
+jackknife, annealed, chi, forward-kl, tail-adaptive
     """
     name, colon, particles = spec.partition(":")
     build, default = OBJECTIVES[_known("objective", name, OBJECTIVES)]
@@ -75,8 +91,10 @@ def objective(spec: str) -> ObjectiveSpec:
         raise InputError(
             f"objective {spec!r}: the number of particles, {particles!r}, is no integer"
         )
-    if int(particles) < 1:
-        raise InputError(f"objective {spec!r}: the number of particles must be at least 1")
+    try:
+        build(int(particles))
+    except ValueError as error:
+        raise InputError(f"objective {spec!r}: {error}") from error
     return ObjectiveSpec(spec, build, int(particles))
 
 

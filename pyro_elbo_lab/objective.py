@@ -141,7 +141,7 @@ class Objective(ELBO):
         for number in (num_inner, num_outer):
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise ValueError(
-                    f"{name}: a number of particles must be an integer of at least 1, "
+                    f"{name}: a number of particles must be at least 1 and an integer, "
                     f"got {number!r}"
                 )
         if gradient not in method.gradients:
