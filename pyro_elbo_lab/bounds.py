@@ -10,6 +10,7 @@ its derivatives (`derivatives`) and its value had one particle not been drawn (`
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations, pairwise
 
 import torch
@@ -22,6 +23,7 @@ _MOST_ELEMENTS = 2**24  # of one tensor in `_profiles`
 __all__ = [
     "Bound",
     "chi",
+    "chi_potential",
     "combined",
     "derivatives",
     "jackknife",
@@ -34,6 +36,7 @@ __all__ = [
     "self_normalized",
     "tail_adaptive",
     "thermodynamic",
+    "thermodynamic_potential",
     "uniform_schedule",
 ]
 
@@ -95,7 +98,11 @@ def renyi(alpha: float) -> Bound:
         return mean
     if alpha == 0.0:
         return log_mean_exp
-    return lambda log_weights: log_mean_exp((1 - alpha) * log_weights) / (1 - alpha)
+    return partial(_power_mean, power=1 - alpha)
+
+
+def _power_mean(log_weights: Tensor, power: float) -> Tensor:
+    return log_mean_exp(power * log_weights) / power
 
 
 def chi(n: float) -> Bound:
@@ -122,7 +129,11 @@ def combined(beta: float) -> Bound:
         >>> combined(0.5)(torch.tensor([0.0, 2.0]))
         tensor(1.2169)
     """
-    return lambda log_weights: beta * mean(log_weights) + (1 - beta) * log_mean_exp(log_weights)
+    return partial(_combined, beta=beta)
+
+
+def _combined(log_weights: Tensor, beta: float) -> Tensor:
+    return beta * mean(log_weights) + (1 - beta) * log_mean_exp(log_weights)
 
 
 def thermodynamic(schedule: tuple[float, ...], *, right: bool = False) -> Bound:
@@ -150,17 +161,17 @@ def thermodynamic(schedule: tuple[float, ...], *, right: bool = False) -> Bound:
     rises = all(low < high for low, high in pairs)
     if len(schedule) < 2 or schedule[0] != 0 or schedule[-1] != 1 or not rises:
         raise ValueError(f"schedule={schedule!r} does not rise from 0 to 1")
+    return partial(_riemann_sum, pairs=pairs, right=right)
 
-    def bound(log_weights: Tensor) -> Tensor:
-        return sum(
-            (
-                (high - low) * (((high if right else low) * log_weights).softmax(0) * log_weights)
-                for low, high in pairs
-            ),
-            torch.zeros_like(log_weights),
-        ).sum(0)
 
-    return bound
+def _riemann_sum(log_weights: Tensor, pairs: list[tuple[float, float]], right: bool) -> Tensor:
+    return sum(
+        (
+            (high - low) * (((high if right else low) * log_weights).softmax(0) * log_weights)
+            for low, high in pairs
+        ),
+        torch.zeros_like(log_weights),
+    ).sum(0)
 
 
 def uniform_schedule(num_intervals: int) -> tuple[float, ...]:
@@ -184,6 +195,47 @@ def log_uniform_schedule(num_intervals: int, first: float) -> tuple[float, ...]:
         return (0.0, 1.0)
     exponents = (1 - j / (num_intervals - 1) for j in range(num_intervals))
     return (0.0, *(first**exponent for exponent in exponents))
+
+
+def chi_potential(n: float) -> Bound:
+    """G(l) with dG/dl = (n - 1) / n softmax(n l): the weights with which log q enters the gradient
+    of the chi bound, d log E_q[w^n] / n = -sum_k dG/dl_k d log q(z_k) for many particles.
+
+    Example:
+        >>> derivatives(chi_potential(2), torch.zeros(2))[0]
+        tensor([0.2500, 0.2500])
+    """
+    return partial(_chi_potential, n=n)
+
+
+def _chi_potential(log_weights: Tensor, n: float) -> Tensor:
+    return (n - 1) / n * _power_mean(log_weights, n)
+
+
+def thermodynamic_potential(schedule: tuple[float, ...]) -> Bound:
+    """G(l) with dG/dl = sum_j (b_{j+1} - b_j) [p - (1 - b) p (l - E_p[l])], p = softmax(b l) and
+    b = b_{j+1}: the weights with which log q enters the gradient of the right Riemann sum.
+
+    With p the density proportional to exp(b l) q, the derivative of E_p[l] in the guide's
+    parameters is -E_p[d log q] + (1 - b) Cov_p(l, d log q).
+
+    References:
+        Masrani, Le and Wood (2019), The thermodynamic variational objective, equation 12.
+
+    Example:
+        >>> derivatives(thermodynamic_potential((0.0, 1.0)), torch.zeros(2))[0]
+        tensor([0.5000, 0.5000])
+    """
+    return partial(_thermodynamic_potential, pairs=list(pairwise(schedule)))
+
+
+def _thermodynamic_potential(log_weights: Tensor, pairs: list[tuple[float, float]]) -> Tensor:
+    total = torch.zeros_like(log_weights[0])
+    for low, b in pairs:
+        average = ((b * log_weights).softmax(0) * log_weights).sum(0)
+        tilted = log_mean_exp(b * log_weights) / b**2 - (1 - b) / b * average
+        total = total + (b - low) * tilted
+    return total
 
 
 def self_normalized(log_weights: Tensor) -> Tensor:
@@ -218,19 +270,19 @@ def jackknife(order: int) -> Bound:
         >>> jackknife(1)(torch.tensor([0.0, 2.0]))  # 2 * 1.4338 - (0 + 2) / 2
         tensor(1.8676)
     """
+    return partial(_jackknife, order=order)
 
-    def bound(log_weights: Tensor) -> Tensor:
-        num_particles = log_weights.shape[0]
-        total = torch.zeros_like(log_weights[0])
-        for left_out in range(order + 1):
-            kept = list(combinations(range(num_particles), num_particles - left_out))
-            subsets = log_weights[torch.tensor(kept, device=log_weights.device)].transpose(0, 1)
-            coefficient = (-1) ** left_out * (num_particles - left_out) ** order
-            coefficient /= math.factorial(order - left_out) * math.factorial(left_out)
-            total = total + coefficient * log_mean_exp(subsets).mean(0)
-        return total
 
-    return bound
+def _jackknife(log_weights: Tensor, order: int) -> Tensor:
+    num_particles = log_weights.shape[0]
+    total = torch.zeros_like(log_weights[0])
+    for left_out in range(order + 1):
+        kept = list(combinations(range(num_particles), num_particles - left_out))
+        subsets = log_weights[torch.tensor(kept, device=log_weights.device)].transpose(0, 1)
+        coefficient = (-1) ** left_out * (num_particles - left_out) ** order
+        coefficient /= math.factorial(order - left_out) * math.factorial(left_out)
+        total = total + coefficient * log_mean_exp(subsets).mean(0)
+    return total
 
 
 def tail_adaptive(beta: float = -1.0) -> Bound:
@@ -247,14 +299,14 @@ def tail_adaptive(beta: float = -1.0) -> Bound:
         >>> tail_adaptive()(torch.tensor([0.0, 2.0]))  # ranks 2 and 1 of 2: c = 1/3 and 2/3
         tensor(1.3333)
     """
+    return partial(_tail_adaptive, beta=beta)
 
-    def bound(log_weights: Tensor) -> Tensor:
-        fixed = log_weights.detach()
-        at_least = (fixed.unsqueeze(0) >= fixed.unsqueeze(1)).to(fixed.dtype).mean(1)
-        coefficients = at_least**beta
-        return (coefficients / coefficients.sum(0) * log_weights).sum(0)
 
-    return bound
+def _tail_adaptive(log_weights: Tensor, beta: float) -> Tensor:
+    fixed = log_weights.detach()
+    at_least = (fixed.unsqueeze(0) >= fixed.unsqueeze(1)).to(fixed.dtype).mean(1)
+    coefficients = at_least**beta
+    return (coefficients / coefficients.sum(0) * log_weights).sum(0)
 
 
 def derivatives(bound: Bound, log_weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,14 +9,21 @@ from typing import Any
 
 import torch
 
-from pyro_elbo_lab.bounds import chi, log_mean_exp, mean, self_normalized, tail_adaptive
+from pyro_elbo_lab.bounds import (
+    chi,
+    chi_potential,
+    log_mean_exp,
+    mean,
+    self_normalized,
+    tail_adaptive,
+)
 from pyro_elbo_lab.given import guide_values
 from pyro_elbo_lab.gradients import Gradient
 from pyro_elbo_lab.objective import Draw, Objective
 from pyro_elbo_lab.particles import Particles
 from pyro_elbo_lab.sleep import dream
 from pyro_elbo_lab.structure import Program, Structure
-from pyro_elbo_lab.wake import GUIDE_AT_GIVEN, GUIDE_ONLY, REPARAMETERIZED, wake
+from pyro_elbo_lab.wake import GUIDE_AT_GIVEN, REPARAMETERIZED, guide_only, wake
 
 
 def ChiUpperBound(
@@ -30,12 +37,15 @@ def ChiUpperBound(
         log mean_k w_k^n / n
 
     is biased low by about c^2 / (2 n K), where c is the coefficient of variation of w^n: it is an
-    upper bound only for many particles. Gradients are those of the expected estimate.
+    upper bound only for many particles. The guide follows the gradient of the bound itself, with
+    weights proportional to w^n, which is biased for few particles; that of the estimate would
+    collapse the guide (see `wake`). The model does not learn: it must not lower its evidence.
 
     Args:
         num_particles: K, many.
-        n: at least 1.
-        gradient: as for `ImportanceWeightedELBO`.
+        n: above 1.
+        gradient: "wake", or "doubly_reparameterized", which has the same expectation and less
+            noise, where every latent is reparameterized. "auto" chooses.
         keywords: those of `Objective` and of `pyro.infer.ELBO`.
 
     Returns:
@@ -53,13 +63,14 @@ def ChiUpperBound(
         >>> ChiUpperBound(10000, vectorize_particles=True).loss(narrow, guide=wide) > 0  # log p(x)
         True
     """
-    if n < 1:
-        raise ValueError(f"n={n!r}: the chi bound is an upper bound for n >= 1")
+    if n <= 1:
+        raise ValueError(f"n={n!r}: expected n > 1 (at n = 1 the bound is log p(x) for any guide)")
     return Objective(
         f"ChiUpperBound({n})",
         chi(n),
         upper=True,
         num_inner=num_particles,
+        method=guide_only(chi_potential(n)),
         weights="joint",
         gradient=gradient,
         **keywords,
@@ -120,7 +131,9 @@ def ReweightedWakeSleep(
     )
 
 
-def ForwardKL(num_particles: int, reference: Any = None, **keywords: Any) -> Objective:
+def ForwardKL(
+    num_particles: int, reference: Any = None, gradient: Gradient = "auto", **keywords: Any
+) -> Objective:
     """KL(p(z | x) || q), up to log p(x): the evidence upper bound log p(x) + KL(p || q).
 
     Without a reference it is estimated by self-normalised importance weights w of K draws of the
@@ -139,6 +152,8 @@ def ForwardKL(num_particles: int, reference: Any = None, **keywords: Any) -> Obj
             posterior.
         reference: draws of all latents of the model: arrays by name, draws first, or a `DataTree`
             with a `posterior`, as `nuts` returns it. Not together with subsampled plates.
+        gradient: without a reference "wake", or "doubly_reparameterized", which has the same
+            expectation and less noise, where every latent is reparameterized. "auto" chooses.
         keywords: those of `Objective` and of `pyro.infer.ELBO`.
 
     Returns:
@@ -163,6 +178,8 @@ def ForwardKL(num_particles: int, reference: Any = None, **keywords: Any) -> Obj
         0.0
     """
     if reference is not None:
+        if gradient != "auto":
+            raise ValueError(f"gradient={gradient!r}: draws of a reference leave no choice")
         return _from_reference(num_particles, reference, keywords)
     _at_least_two("ForwardKL", num_particles)
     return Objective(
@@ -170,28 +187,31 @@ def ForwardKL(num_particles: int, reference: Any = None, **keywords: Any) -> Obj
         self_normalized,
         upper=True,
         num_inner=num_particles,
-        method=GUIDE_ONLY,
+        method=guide_only(log_mean_exp),
         weights="complete",
+        gradient=gradient,
         **keywords,
     )
 
 
 def _from_reference(num_particles: int, reference: Any, keywords: dict[str, Any]) -> Objective:
-    def source(draw: Draw, structure: Structure, guide: Program) -> Particles:
-        values = guide_values(reference, structure, guide)
-        num_draws = min(map(len, values.values()), default=0)
-        rows = torch.randint(num_draws, (num_particles,))
-        return draw(given={name: value[rows] for name, value in values.items()})
-
     return Objective(
         "ForwardKL(reference)",
         mean,
         upper=True,
         num_outer=num_particles,
         method=GUIDE_AT_GIVEN,
-        source=source,
+        source=partial(_rows, reference=reference, num_particles=num_particles),
         **keywords,
     )
+
+
+def _rows(
+    draw: Draw, structure: Structure, guide: Program, reference: Any, num_particles: int
+) -> Particles:
+    values = guide_values(reference, structure, guide)
+    rows = torch.randint(min(map(len, values.values()), default=1), (num_particles,))
+    return draw(given={name: value[rows] for name, value in values.items()})
 
 
 def TailAdaptive(num_particles: int, beta: float = -1.0, **keywords: Any) -> Objective:

@@ -28,7 +28,7 @@ from torch import Tensor
 from pyro_elbo_lab.bounds import derivatives, mean
 from pyro_elbo_lab.layout import Layout
 from pyro_elbo_lab.particles import CellBlock, Draws, Particles, sum_except
-from pyro_elbo_lab.paths import through, without
+from pyro_elbo_lab.paths import without
 from pyro_elbo_lab.score import has_sampled_log_q, score
 from pyro_elbo_lab.structure import FactorKey, Latent, Structure
 from pyro_elbo_lab.target import Target, along_outer, outer_derivatives, totals, value
@@ -129,19 +129,15 @@ def by_estimator(particles: Particles, choices: Choices) -> dict[Estimator, list
     return chosen
 
 
-def doubly_reparameterized(
-    particles: Particles, target: Target, draws: list[Draws], *, wake: bool = False
-) -> Tensor:
+def doubly_reparameterized(particles: Particles, target: Target, draws: list[Draws]) -> Tensor:
     """The control variate sum v log q(z fixed) - sum h (l through z), of zero mean.
 
     Args:
         particles: the scored draws.
         target: what is optimised.
         draws: of the latents that take this estimator.
-        wake: with v - h in the place of h, for latents that hold all draws between them: what turns
-            the gradient of the bound into that of the wake phase.
     """
-    upstream = _upstream(particles)
+    upstream = upstream_of(particles)
     outer = outer_derivatives(particles, target)
     shared = [
         d
@@ -154,8 +150,8 @@ def doubly_reparameterized(
         direct = direct + drawn.weight * (along_outer(outer[0], log_q.dim()) * log_q).sum()
     if shared and target.outer is not mean:
         bent = (outer[1] * totals(particles, target.inner)).sum()
-        linear = _through_draws(bent, 1.0, shared)
-        total = total - _avoiding(upstream, linear, particles.zero)
+        linear = through_draws(bent, 1.0, shared)
+        total = total - avoiding(upstream, linear, particles.zero)
     for block in particles.cells:
         local = [d for d in draws if d.latent.name in block.latents]
         if local:
@@ -164,13 +160,8 @@ def doubly_reparameterized(
                 log_q = sum_except(drawn.log_q(fixed=True, scaled=True), block.plates.values())
                 direct = direct + drawn.weight * (slope * log_q).sum()
             bent = (curvature * block.log_weights).sum()
-            linear = _through_draws(bent, block.weight, local)
-            avoiding = _avoiding(upstream, linear, particles.zero)
-            if wake:
-                straight = (slope * block.log_weights).sum()
-                everything = generations(list(particles.draws.values()))
-                avoiding = through(straight, everything) - avoiding
-            total = total - block.weight * avoiding
+            linear = through_draws(bent, block.weight, local)
+            total = total - block.weight * avoiding(upstream, linear, particles.zero)
     return total + without(direct, generations(upstream))
 
 
@@ -183,7 +174,7 @@ def _cell_derivatives(
     return outer_slope * slope, outer_slope * curvature + outer_curvature * block.weight * slope**2
 
 
-def _through_draws(bent: Tensor, weight: float, draws: list[Draws]) -> dict[int, Tensor]:
+def through_draws(bent: Tensor, weight: float, draws: list[Draws]) -> dict[int, Tensor]:
     """The part of `bent` that flows through draws, by the generation of the draw, everything
     upstream of which is live.
 
@@ -207,7 +198,7 @@ def _through_draws(bent: Tensor, weight: float, draws: list[Draws]) -> dict[int,
     return linear
 
 
-def _avoiding(upstream: list[Draws], linear: Mapping[int, Tensor], zero: Tensor) -> Tensor:
+def avoiding(upstream: list[Draws], linear: Mapping[int, Tensor], zero: Tensor) -> Tensor:
     """The part of terms, by generation, that does not flow through what was drawn before."""
     total = zero
     for generation, term in linear.items():
@@ -267,7 +258,7 @@ def _check_legal(latent: Latent, estimator: Estimator) -> None:
         )
 
 
-def _upstream(particles: Particles) -> list[Draws]:
+def upstream_of(particles: Particles) -> list[Draws]:
     read = {name for d in particles.draws.values() for name in d.latent.upstream}
     return [particles.draws[name] for name in particles.draws if name in read]
 

@@ -15,11 +15,12 @@ from pyro_elbo_lab.bounds import (
     mean,
     renyi,
     thermodynamic,
+    thermodynamic_potential,
     uniform_schedule,
 )
-from pyro_elbo_lab.gradients import Gradient
+from pyro_elbo_lab.gradients import UNBIASED, Gradient
 from pyro_elbo_lab.objective import LocalPlates, Objective
-from pyro_elbo_lab.wake import PARTIAL
+from pyro_elbo_lab.wake import PARTIAL, guide_only
 
 
 def StandardELBO(num_particles: int = 1, gradient: Gradient = "auto", **keywords: Any) -> Objective:
@@ -261,7 +262,9 @@ def ThermodynamicELBO(
         schedule: 0 = b_0 < ... < b_J = 1, for example `bounds.uniform_schedule(5)` or
             `bounds.log_uniform_schedule(5, 0.02)`, whose first interval is small.
         side: "left" or "right".
-        gradient: see the module.
+        gradient: of the left sum see the module. Of the right one "wake",
+            "doubly_reparameterized" or "auto", as for `ChiUpperBound`: the gradient of the bound
+            and not of its estimate, for the guide and not for the model.
         keywords: those of `Objective` and of `pyro.infer.ELBO`.
 
     Returns:
@@ -293,6 +296,7 @@ def ThermodynamicELBO(
         thermodynamic(schedule, right=upper),
         upper=upper,
         num_inner=num_particles,
+        method=guide_only(thermodynamic_potential(schedule)) if upper else UNBIASED,
         weights="joint" if upper else "cells",
         gradient=gradient,
         **keywords,

@@ -1,41 +1,50 @@
-"""Objectives whose guide does not follow the gradient of the bound.
+"""Objectives whose guide does not follow the gradient of their value.
 
-With v = dV/dl, normalised importance weights where V is the importance-weighted bound:
+The guide gets sum f_k d log q(z_k fixed), where f = dG/dl is the slope of a bound G:
 
-* *wake* adds sum v d log q(z fixed) for the guide to sum v d log p(z fixed) for the model. It fits
-  the guide by KL(p || q) and needs no differentiable draws (Bornschein and Bengio 2015).
-* *doubly reparameterized wake* has the same expectation, written as sum h (dl through z)
-  (Tucker, Lawson, Gu and Maddison 2019).
-* *partial* gives the model one bound and the guide another (Rainforth et al. 2018, PIWAE).
+* With the importance-weighted bound as G, f are the normalised weights. This is the *wake phase* of
+  the guide, which fits it by KL(p || q) (Bornschein and Bengio 2015).
+* With (n - 1) / n times the chi bound as G it is the gradient of that bound in the limit of many
+  particles. The gradient of the *estimate* log mean_k w_k^n / n would be another: K = 1 makes the
+  estimate the ELBO, and who minimises it for few particles drives the guide away from the
+  posterior, to where no draw has weight.
 
-Every latent must stand inside a weight: the first two are zero on average for a latent that all
-particles share.
+It needs no differentiable draws. Where there are some, the *doubly reparameterized* form
+sum f'_k (dl through z_k) has the same expectation, and vanishes for every draw at the posterior
+(Tucker, Lawson, Gu and Maddison 2019). Every latent must stand inside a weight: for one that all
+particles share, the sum is zero on average.
+
+*Partial* gives the model one bound and the guide another (Rainforth et al. 2018, PIWAE).
 """
 
 from functools import partial
 
 from torch import Tensor
 
-from pyro_elbo_lab.bounds import derivatives, log_mean_exp
+from pyro_elbo_lab.bounds import Bound, derivatives, log_mean_exp
 from pyro_elbo_lab.gradients import (
     UNBIASED,
     Choice,
     Choices,
     Gradient,
     Method,
+    avoiding,
     by_estimator,
     choose,
     coupled,
-    doubly_reparameterized,
     generations,
     obstacle_among,
     surrogate,
+    through_draws,
+    upstream_of,
 )
 from pyro_elbo_lab.layout import Layout
 from pyro_elbo_lab.particles import CellBlock, Draws, Particles, sum_except
 from pyro_elbo_lab.paths import without
 from pyro_elbo_lab.structure import Structure
 from pyro_elbo_lab.target import Target, value
+
+GRADIENTS: tuple[Gradient, ...] = ("auto", "wake", "doubly_reparameterized")
 
 
 def _choose_wake(
@@ -58,50 +67,66 @@ def _choose_wake(
     return choices
 
 
-def _wake(particles: Particles, target: Target, choices: Choices, share: float) -> Tensor:
+def _guide_part(particles: Particles, choices: Choices, potential: Bound) -> Tensor:
+    """sum f log q(z fixed), or sum f' (l through z)."""
     chosen = by_estimator(particles, choices)
-    total = value(particles, target)
-    # the draws are cut from the graph: the value's own gradient has -v log q
-    total = total + (1 + share) * _weighted_log_q(particles, chosen.get("wake", []))
-    if "doubly_reparameterized_wake" in chosen:
-        draws = chosen["doubly_reparameterized_wake"]
-        total = total + doubly_reparameterized(particles, target, draws, wake=True)
-    return total
-
-
-def _weighted_log_q(particles: Particles, draws: list[Draws]) -> Tensor:
-    """sum v log q with the normalised importance weights v."""
+    upstream = upstream_of(particles)
     total = particles.zero
     for block in particles.cells:
-        for drawn in draws:
-            if drawn.latent.name in block.latents:
-                weights, _ = derivatives(log_mean_exp, block.log_weights)
-                log_q = sum_except(drawn.log_q(scaled=True), block.plates.values())
-                total = total + drawn.weight * (weights * log_q).sum() / particles.num_outer
-    return total
+        slope, curvature = derivatives(potential, block.log_weights)
+        for drawn in _among(chosen.get("wake", []), block):
+            log_q = sum_except(drawn.log_q(scaled=True), block.plates.values())
+            total = total + drawn.weight * (slope * log_q).sum()
+        bent = (curvature * block.log_weights).sum()
+        draws = _among(chosen.get("doubly_reparameterized_wake", []), block)
+        linear = through_draws(bent, block.weight, draws)
+        total = total + block.weight * avoiding(upstream, linear, particles.zero)
+    return total / particles.num_outer
+
+
+def _model_part(particles: Particles, target: Target, choices: Choices) -> Tensor:
+    """The value at fixed draws and without the guide's own density."""
+    everything = list(particles.draws.values())
+    total = value(particles, target)
+    for block in particles.cells:
+        slope, _ = derivatives(target.inner, block.log_weights)
+        for drawn in _among(everything, block):
+            # draws of the plain estimator are cut from the graph already
+            fixed = choices[drawn.latent.name].estimator != "wake"
+            log_q = sum_except(drawn.log_q(fixed=fixed, scaled=True), block.plates.values())
+            total = total + drawn.weight * (slope * log_q).sum() / particles.num_outer
+    return without(total, generations(everything))
+
+
+def _among(draws: list[Draws], block: CellBlock) -> list[Draws]:
+    return [drawn for drawn in draws if drawn.latent.name in block.latents]
+
+
+def _wake(particles: Particles, target: Target, choices: Choices, share: float) -> Tensor:
+    guide = _guide_part(particles, choices, log_mean_exp)
+    return _model_part(particles, target, choices) + share * guide
 
 
 def wake(share: float = 1.0) -> Method:
     """The wake phase of model and guide.
 
     Args:
-        share: of the wake phase in the guide's learning; the rest is left to a sleep phase. Below
-            1 only the plain estimator is taken.
+        share: of the wake phase in the guide's learning; the rest is left to a sleep phase.
     """
-    if share < 1:
-        return Method(("auto", "wake"), _choose_plain_wake, partial(_wake, share=share))
-    gradients: tuple[Gradient, ...] = ("auto", "wake", "doubly_reparameterized")
-    return Method(gradients, _choose_wake, partial(_wake, share=share))
+    return Method(GRADIENTS, _choose_wake, partial(_wake, share=share))
 
 
-def _choose_plain_wake(
-    structure: Structure, layout: Layout, gradient: Gradient, target: Target
-) -> dict[str, Choice]:
-    return _choose_wake(structure, layout, "wake", target)
+def guide_only(potential: Bound) -> Method:
+    """sum f d log q for the guide, nothing for the model.
+
+    Args:
+        potential: G, whose slope is f.
+    """
+    return Method(GRADIENTS, _choose_wake, partial(_guide_only, potential=potential))
 
 
-def _guide_only(particles: Particles, target: Target, choices: Choices) -> Tensor:
-    return _weighted_log_q(particles, by_estimator(particles, choices)["wake"])
+def _guide_only(particles: Particles, target: Target, choices: Choices, potential: Bound) -> Tensor:
+    return _guide_part(particles, choices, potential)
 
 
 def _check_evaluable(structure: Structure, but: str) -> None:
@@ -129,9 +154,6 @@ def _log_q_at_given(particles: Particles, target: Target, choices: Choices) -> T
 
 GUIDE_AT_GIVEN = Method(("auto",), _choose_given, _log_q_at_given)
 """The log-density of the guide at draws from elsewhere."""
-
-GUIDE_ONLY = Method(("auto", "wake"), _choose_plain_wake, _guide_only)
-"""The wake phase of the guide alone."""
 
 
 def _choose_partial(

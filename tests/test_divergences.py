@@ -269,7 +269,8 @@ class TestAnnealing:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: ChiUpperBound(10, n=0.5), "n >= 1"),
+        (lambda: ChiUpperBound(10, n=1.0), "expected n > 1"),
+        (lambda: ForwardKL(2, {}, gradient="wake"), "leave no choice"),
         (lambda: ReweightedWakeSleep(1), "at least 2"),
         (lambda: ReweightedWakeSleep(2, insomnia=1.5), "insomnia=1.5"),
         (lambda: ReweightedWakeSleep(2, gradient="score"), "gradient='score' is unknown"),

@@ -85,16 +85,40 @@ def of_bound(inner: Bound, outer: Bound = mean) -> Expectation:
     return exact
 
 
-def of_wake(inner: Bound, *, model: bool = True) -> Expectation:
-    """Importance-weighted log p and log q at fixed draws, which are to rise; without the model the
-    negative of the latter, as the value is to fall."""
+def normalized(log_w: Tensor) -> Tensor:
+    return log_w.exp() / log_w.exp().sum(0)
+
+
+def of_second_moment(log_w: Tensor) -> Tensor:
+    """Of -log q in log E[w^2] / 2."""
+    return normalized(2 * log_w) / 2
+
+
+def of_right_sum(num: int) -> Bound:
+    """Of -log q in the right Riemann sum, by the derivative of E_b[l] in the guide."""
+
+    def weights(log_w: Tensor) -> Tensor:
+        total = torch.zeros_like(log_w)
+        for b in ((j + 1) / num for j in range(num)):
+            tilted = normalized(b * log_w)
+            covariance = tilted * (log_w - at_temperature(log_w, b))
+            total = total + (tilted - (1 - b) * covariance) / num
+        return total
+
+    return weights
+
+
+def of_wake(inner: Bound, weights: Bound = normalized, *, model: bool = True) -> Expectation:
+    """Weighted log p and log q at fixed draws, which are to rise; without the model the negative of
+    the latter, as the value is to fall."""
 
     def exact(toy: Toy, num_inner: int, num_outer: int) -> Exact:
         value = of_bound(inner)(toy, num_inner, num_outer).value
         nodes = toy.nodes(num_inner, num_outer, True)
-        weights = (nodes.log_p - nodes.log_q).softmax(1).detach()
+        log_w = (nodes.log_p - nodes.log_q).detach()
+        weight = torch.stack([weights(cell) for cell in log_w])
         learning = nodes.log_p + nodes.log_q if model else -nodes.log_q
-        weighted = (weights * learning).sum(1).mean(1)  # (cells, N)
+        weighted = (weight * learning).sum(1).mean(1)  # (cells, N)
         return Exact(value, flat(toy.gradient((nodes.weight * weighted).sum())))
 
     return exact

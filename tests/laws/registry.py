@@ -154,15 +154,17 @@ ROWS = [
     Row(
         "TVO right",
         mean_of(ThermodynamicELBO, 2, schedule(3), "right"),
-        exact.of_bound(exact.thermodynamic(3, right=True)),
+        exact.of_wake(exact.thermodynamic(3, right=True), exact.of_right_sum(3), model=False),
         "joint",
+        WAKE,
         bounds="above",
     ),
     Row(
         "chi",
         mean_of(ChiUpperBound, 2),
-        exact.of_bound(exact.renyi(-1.0)),
+        exact.of_wake(exact.renyi(-1.0), exact.of_second_moment, model=False),
         "joint",
+        WAKE,
         bounds="above",
     ),
     Row("wake", mean_of(ReweightedWakeSleep, 2), exact.of_wake(exact.importance), "complete", WAKE),
@@ -171,7 +173,7 @@ ROWS = [
         mean_of(ForwardKL, 2),
         exact.of_wake(partial(exact.at_temperature, beta=1.0), model=False),
         "complete",
-        ("only",),
+        WAKE,
         bounds="above",
     ),
     Row(
