@@ -69,7 +69,7 @@ def parameter(toy_parameters: dict[str, Tensor], name: str) -> Tensor:
     return pyro.param(name, toy_parameters[name].detach().clone())
 
 
-NODES = {1: 70, 2: 70, 3: 70, 4: 32, 6: 11}
+NODES = {1: 70, 2: 70, 3: 70, 4: 24, 6: 11}
 """By the number of dimensions, the number of nodes in each."""
 
 _points: list[int] = []  # of a Sobol net; empty for Gauss-Hermite
