@@ -246,6 +246,10 @@ class Objective(ELBO):
         rows += [_explain_delta(plan, key) for key in plan.structure.reads if _is_delta(plan, key)]
         notes = (f"plates: {plan.layout.reason}", *plan.structure.notes)
         notes += plan.sobol.notes if plan.sobol else ()
+        if self.target.outer is not mean and self.num_outer > 1:
+            notes += (f"the {self.num_outer} outer particles are weighted, not averaged",)
+        if self.target.upper:
+            notes += ("an upper bound, which is minimised",)
         return Explanation(repr(self), tuple(rows), notes)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
