@@ -1,7 +1,7 @@
 """Score-function gradients on three Bernoulli latents: VIMCO, plates and the user's own baselines.
 
-Everything expected is enumerated. Measured ratios of the variance of the guide's gradient (pytest -s
-prints them, with standard errors; these are below 5 percent of each):
+Everything expected is enumerated. Measured ratios of the variance of the guide's gradient (pytest
+-s prints them, with standard errors; these are below 5 percent of each):
 
                                         K = 2    K = 5
     VIMCO / REINFORCE, cells            0.0068   0.00008
