@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import cache
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
@@ -278,3 +279,15 @@ def test_wrong_baselines_are_refused(options, message):
     toy = with_baseline(toys.discrete(plate=True), lambda: options)
     with pytest.raises(ValueError, match=message):
         StandardELBO(1, "score").loss_and_grads(toy.model, toy.guide)
+
+
+def test_decaying_average_of_plates_that_change_size_is_refused():
+    def program(size):
+        with pyro.plate("data", size):
+            options = {"use_decaying_avg_baseline": True}
+            pyro.sample("z", dist.Bernoulli(0.5), infer={"baseline": options})
+
+    objective = StandardELBO(1, "score")
+    objective.loss_and_grads(program, program, 3)
+    with pytest.raises(ValueError, match=r"average of site 'z' has shape \(3,\) .* now .* \(2,\)"):
+        objective.loss_and_grads(program, program, 2)
