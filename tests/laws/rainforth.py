@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -188,7 +189,7 @@ def averaged(num_inner: int, num_outer: int) -> SignalAndNoise:
 
 # What is measured
 
-FAST = {"vectorize_particles": True}
+FAST: dict[str, Any] = {"vectorize_particles": True}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -141,7 +142,7 @@ class Row:
     sign: int = 1
 
 
-FAST = {"vectorize_particles": True}
+FAST: dict[str, Any] = {"vectorize_particles": True}
 ROWS = [
     Row("ELBO", lambda k, m: StandardELBO(k * m, **FAST), ELBO),
     Row("analytic KL", lambda k, m: AnalyticKLELBO(k * m, **FAST), ELBO),

@@ -1,7 +1,7 @@
 """Importance weights over outer particles too, on one global and 100 local Gaussian latents.
 
-log p(x) = -181.775. Measured nats below it with K M = 256 particles (pytest -s prints them with their
-standard errors), for guides whose factors are wrong in one place or two:
+log p(x) = -181.775. Measured nats below it with K M = 256 particles (pytest -s prints them with
+their standard errors), for guides whose factors are wrong in one place or two:
 
     K x M                         1 x 256   4 x 64  16 x 16   64 x 4  256 x 1
     right global, mean             15.898    2.445    0.556    0.135    0.032
@@ -15,6 +15,7 @@ standard errors), for guides whose factors are wrong in one place or two:
 import math
 from functools import cache
 from itertools import pairwise
+from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -28,7 +29,8 @@ from tests.laws.test_landing import assert_lands, at_the_posterior
 from tests.laws.test_plates import ONE, N, X, guide, log_evidence, model
 from tests.tolerances import critical_value
 
-FAST = {"vectorize_particles": True}
+Outer = Literal["mean", "importance"]
+FAST: dict[str, Any] = {"vectorize_particles": True}
 PRECISION = 1 + N / 2  # of the global latent given x
 SPLITS = [(1, 256), (4, 64), (16, 16), (64, 4), (256, 1)]
 
@@ -57,14 +59,14 @@ every_guide = pytest.mark.parametrize("guide_name", GUIDES)
 
 
 @cache
-def bounds(guide_name: str, num_inner: int, num_outer: int, outer: str) -> torch.Tensor:
+def bounds(guide_name: str, num_inner: int, num_outer: int, outer: Outer) -> torch.Tensor:
     """At evaluations in a row, the same draws for both kinds of outer."""
     pyro.set_rng_seed(0)
     objective = ImportanceWeightedELBO(num_inner, num_outer, outer=outer, **FAST)
     return -mean_loss(lambda: objective.loss(model, GUIDES[guide_name]), NUM)
 
 
-def gap(guide_name: str, num_inner: int, num_outer: int, outer: str) -> tuple[float, float]:
+def gap(guide_name: str, num_inner: int, num_outer: int, outer: Outer) -> tuple[float, float]:
     """log p(x) less the bound, in nats, and its standard error."""
     values = bounds(guide_name, num_inner, num_outer, outer)
     return log_evidence() - values.mean().item(), values.std().item() / math.sqrt(NUM)

@@ -15,6 +15,7 @@ cost leaves 0.036 of the variance, the decaying average with beta = 0.9 leaves 0
 import math
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -28,7 +29,7 @@ from tests.laws import exact, toys
 from tests.laws.estimation import values_and_gradients, variance_ratio
 from tests.tolerances import assert_mean_equals, critical_value
 
-FAST = {"vectorize_particles": True}
+FAST: dict[str, Any] = {"vectorize_particles": True}
 NUM = 1500
 LOGITS = slice(1, None)  # after theta
 plates = pytest.mark.parametrize("plate", [True, False], ids=["cells", "joint"])
