@@ -150,14 +150,14 @@ NOISE_OF_AVERAGE = (1 - BETA) / (1 + BETA) * VARIANCE_OF_COST
 
 
 class Constants(torch.nn.Module):
-    """From one input per element, which it ignores, to one number per element."""
+    """One number per element, whose value ignores the input but whose gradient does not."""
 
     def __init__(self, numbers: Tensor) -> None:
         super().__init__()
         self.numbers = torch.nn.Parameter(numbers.clone())
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.numbers + 0 * inputs.mean()
+        return self.numbers + (inputs - inputs.detach()).sum()
 
 
 def live_input() -> Tensor:
