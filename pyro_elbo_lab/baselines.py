@@ -55,7 +55,7 @@ def subtract_baseline(
         The rest of the signal, detached, and the squared error of the prediction.
 
     Raises:
-        ValueError: unknown options, two learnt baselines, or a shape that does not fit.
+        ValueError: unknown options, two learnt baselines, or a shape that does not fit or changes.
     """
     nothing = Baselined(signal, signal.new_zeros(()))
     options = _options(drawn.sites[0])
@@ -122,5 +122,11 @@ def _decaying_average(now: Tensor, name: str, beta: float) -> Tensor:
     store = pyro.get_param_store()
     key = f"__baseline_avg_downstream_cost_{name}"
     before = store[key].detach() if key in store else torch.zeros_like(now)
+    if before.shape != now.shape:
+        raise ValueError(
+            f"The decaying average of site '{name}' has shape {tuple(before.shape)} over its "
+            f"plates, but now they have shape {tuple(now.shape)}: give every minibatch the same "
+            f"size, or delete '{key}' from the param store to start anew."
+        )
     store[key] = (1 - beta) * now + beta * before
     return before

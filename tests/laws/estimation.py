@@ -1,5 +1,6 @@
 """Repeated evaluations of an objective's value and gradient."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -43,3 +44,17 @@ def guide_gradients(objective: ELBO, model: Any, guide: Any, num_evaluations: in
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         samples.append(torch.cat([grad.reshape(-1) for grad in grads]))
     return torch.stack(samples)
+
+
+def variance_ratio(numerator: Tensor, denominator: Tensor) -> tuple[float, float]:
+    """Of the variances of two independent samples (N, ...), summed over all entries, and its
+    standard error by the delta method."""
+    relative = 0.0
+    variances = []
+    for samples in (numerator, denominator):
+        flat = samples.reshape(len(samples), -1)
+        squares = ((flat - flat.mean(0)) ** 2).sum(1)
+        variances.append(squares.mean().item())
+        relative += (squares.var() / squares.mean() ** 2).item() / len(squares)
+    ratio = variances[0] / variances[1]
+    return ratio, ratio * math.sqrt(relative)
