@@ -89,7 +89,9 @@ def ReweightedWakeSleep(
     The guide's learning is insomnia * wake + (1 - insomnia) * sleep. The wake phase weights draws
     for the data at hand, sum_k w_k d log q(z_k), and is biased towards the ELBO's gradient for few
     particles; the sleep phase is unbiased for data from the model. Neither differentiates through
-    draws, so discrete latents are welcome, and neither loses its signal as K grows.
+    draws, so discrete latents are welcome, and neither loses its signal as K grows. (Where one draw
+    of the guide depends on another, `pyro.infer.ReweightedWakeSleep` leaves that path open, which
+    biases its guide gradient.)
 
     Args:
         num_particles: K, at least 2.
@@ -151,7 +153,8 @@ def ForwardKL(
         num_particles: K; without a reference at least 2, many where the guide is far from the
             posterior.
         reference: draws of all latents of the model: arrays by name, draws first, or a `DataTree`
-            with a `posterior`, as `nuts` returns it. Not together with subsampled plates.
+            with a `posterior`, as `nuts` returns it. Tensors stay what they are; anything else is
+            put on the CPU in torch's default dtype. Not together with subsampled plates.
         gradient: without a reference "wake", or "doubly_reparameterized", which has the same
             expectation and less noise, where every latent is reparameterized. "auto" chooses.
         keywords: those of `Objective` and of `pyro.infer.ELBO`.

@@ -1,0 +1,500 @@
+"""Proof that the laws can fail: deliberate faults, each of which a test has to notice.
+
+    python -m tests.mutants                 # all of them, some minutes
+    python -m tests.mutants --jobs 2
+    python -m tests.mutants --only jackknife
+
+One fault at a time is put into a copy of the package, and the tests that ought to notice are run on
+the copy. A fault that survives means that a test is missing.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("pyro_elbo_lab", "tests", "models", "conftest.py", "pyproject.toml")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault.
+
+    Attributes:
+        name: what is wrong.
+        file: the module, without ".py".
+        old: what stands there, exactly once.
+        new: what stands there instead.
+        tests: what has to notice, as arguments of pytest.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def law(*ids: str) -> tuple[str, ...]:
+    """Rows of the table of expectations: objective-gradient-model."""
+    return tuple(f"tests/laws/test_gradient.py::test_expectation[{i}]" for i in ids)
+
+
+def landing(*ids: str) -> tuple[str, ...]:
+    path = (
+        "tests/laws/test_landing.py::test_guide_gradient_vanishes_at_the_posterior_for_every_draw"
+    )
+    return tuple(f"{path}[{i}]" for i in ids)
+
+
+SOBOL = "tests/test_quasirandom.py"
+VIMCO = "tests/laws/test_vimco.py"
+ENUMERATION = "tests/laws/test_enumeration.py"
+
+MUTANTS = [
+    # bounds
+    Mutant(
+        "log K is forgotten",
+        "bounds",
+        "log_weights.logsumexp(0) - math.log(log_weights.shape[0])",
+        "log_weights.logsumexp(0)",
+        law("IW-auto-shared-and-local"),
+    ),
+    Mutant(
+        "the Renyi bound is not divided by its power",
+        "bounds",
+        "log_mean_exp(power * log_weights) / power",
+        "log_mean_exp(power * log_weights)",
+        law("Renyi 0.5-auto-shared-and-local"),
+    ),
+    Mutant(
+        "left and right sum are swapped",
+        "bounds",
+        "(high if right else low) * log_weights",
+        "(low if right else high) * log_weights",
+        law("TVO left-auto-shared-and-local"),
+    ),
+    Mutant(
+        "the combination weighs the wrong way round",
+        "bounds",
+        "return beta * mean(log_weights) + (1 - beta) * log_mean_exp(log_weights)",
+        "return (1 - beta) * mean(log_weights) + beta * log_mean_exp(log_weights)",
+        law("CIWAE-auto-shared-and-local"),
+    ),
+    Mutant(
+        "the jackknife adds the bias",
+        "bounds",
+        "(-1) ** left_out * (num_particles - left_out)",
+        "(num_particles - left_out)",
+        law("jackknife-auto-shared-and-local"),
+    ),
+    Mutant(
+        "ranks of the tail-adaptive weights count from the wrong end",
+        "bounds",
+        "fixed.unsqueeze(0) >= fixed.unsqueeze(1)",
+        "fixed.unsqueeze(0) <= fixed.unsqueeze(1)",
+        law("tail-adaptive-only-local"),
+    ),
+    Mutant(
+        "curvature of the importance-weighted bound is its slope",
+        "bounds",
+        "return slope, slope * (1 - slope)",
+        "return slope, slope",
+        law("IW-doubly_reparameterized-shared-and-local"),
+    ),
+    Mutant(
+        "curvature is dropped",
+        "bounds",
+        "(curvature,) = torch.autograd.grad(slope.sum(), point)",
+        "pass",
+        law("Renyi 0.5-doubly_reparameterized-shared-and-local"),
+    ),
+    Mutant(
+        "the baseline includes the particle's own draw",
+        "bounds",
+        "others = (log_weights.sum(0) - log_weights) / (num_particles - 1)",
+        "others = log_weights.mean(0, keepdim=True).expand_as(log_weights)",
+        law("IW-score-discrete-cells"),
+    ),
+    Mutant(
+        "the right sum's covariance is dropped",
+        "bounds",
+        "log_mean_exp(b * log_weights) / b**2 - (1 - b) / b * average",
+        "log_mean_exp(b * log_weights) / b",
+        law("TVO right-wake-joint"),
+    ),
+    # target and particles
+    Mutant(
+        "the subsample scale stands inside the bound",
+        "target",
+        "block.weight * inner(block.log_weights).reshape(num_outer, -1).sum(1)",
+        "inner(block.weight * block.log_weights).reshape(num_outer, -1).sum(1)",
+        law("IW-auto-subsampled"),
+    ),
+    Mutant(
+        "the subsample scale is dropped",
+        "target",
+        "total + factor.weight * factor.value",
+        "total + factor.value",
+        law("ELBO-auto-subsampled"),
+    ),
+    Mutant(
+        "a subsample inside the outer bound is let through",
+        "target",
+        "        _check_full_data(particles)\n",
+        "        pass\n",
+        ("tests/laws/test_nested.py::test_subsampling_is_refused",),
+    ),
+    Mutant(
+        "an upper bound is maximised",
+        "target",
+        "return -1 if self.upper else 1",
+        "return 1",
+        law("chi-auto-joint"),
+    ),
+    Mutant(
+        "the guide's density has the wrong sign",
+        "particles",
+        'value = value if key.side == "model" else -value',
+        "value = value",
+        law("ELBO-auto-shared-and-local"),
+    ),
+    Mutant(
+        "the mask is forgotten",
+        "particles",
+        'return scale_and_mask(density, _user_scale(site), site["mask"])',
+        "return scale_and_mask(density, _user_scale(site), None)",
+        law("ELBO-auto-scaled-{'model_mask': [True, False, True]}"),
+    ),
+    Mutant(
+        "the user's scale is forgotten",
+        "particles",
+        "return 1.0 if not isinstance(scale, Tensor) and math.isclose(scale, 1.0) else scale",
+        "return 1.0",
+        law("IW-auto-scaled-{'guide_scale': 0.4}"),
+    ),
+    # gradients
+    Mutant(
+        "h is dropped",
+        "gradients",
+        "total = total - block.weight * avoiding(upstream, linear, particles.zero)",
+        "pass",
+        law("IW-doubly_reparameterized-shared-and-local"),
+    ),
+    Mutant(
+        "h has the wrong sign",
+        "gradients",
+        "total = total - block.weight * avoiding(upstream, linear, particles.zero)",
+        "total = total + block.weight * avoiding(upstream, linear, particles.zero)",
+        law("IW-doubly_reparameterized-shared-and-local"),
+    ),
+    Mutant(
+        "paths through what was drawn before count with z",
+        "gradients",
+        "total = total + without(term, generations(before))",
+        "total = total + term",
+        law("IW-doubly_reparameterized-shared-and-local"),
+    ),
+    Mutant(
+        "log q is fixed in its own draw alone",
+        "gradients",
+        "return total + without(direct, generations(upstream))",
+        "return total + direct",
+        landing("ELBO-doubly_reparameterized-vectorized"),
+    ),
+    Mutant(
+        "the weight of log q is dropped",
+        "gradients",
+        "direct = direct + drawn.weight * (slope * log_q).sum()",
+        "direct = direct + (slope * log_q).sum()",
+        (
+            "tests/laws/test_landing.py::"
+            "test_local_gradients_vanish_at_the_posterior_under_subsampling",
+        ),
+    ),
+    Mutant(
+        "the outer bound's curvature is dropped",
+        "gradients",
+        "outer_slope * curvature + outer_curvature * block.weight * slope**2",
+        "outer_slope * curvature",
+        law("nested 2 x 2-doubly_reparameterized-nested"),
+    ),
+    Mutant(
+        "shared latents ignore the outer bound's curvature",
+        "gradients",
+        "bent = (outer[1] * totals(particles, target.inner)).sum()",
+        "bent = 0 * totals(particles, target.inner).sum()",
+        law("nested 2 x 2-doubly_reparameterized-nested"),
+    ),
+    Mutant(
+        "part of a gradient is taken for the whole",
+        "paths",
+        "return total - through(total, generations)",
+        "return total",
+        law("IW-doubly_reparameterized-shared-and-local"),
+    ),
+    # score
+    Mutant(
+        "the learning signal has the wrong sign",
+        "score",
+        "signal = block.weight * (target.inner(log_weights) - baseline)",
+        "signal = block.weight * (baseline - target.inner(log_weights))",
+        law("IW-score-discrete-cells"),
+    ),
+    Mutant(
+        "the slope beside log q is dropped",
+        "score",
+        "term = signal * sum_except(drawn.log_q(), dims) + drawn.weight * slope * scaled",
+        "term = signal * sum_except(drawn.log_q(), dims)",
+        (f"{VIMCO}::test_vimco_has_less_noise_than_reinforce",),
+    ),
+    Mutant(
+        "RLOO includes the draw itself",
+        "score",
+        "signal = signal - (signal.sum(0) - signal) / (num_outer - 1)",
+        "signal = signal - signal.sum(0) / 2",
+        ("tests/laws/test_gradient.py::test_expectation_with_sequential_particles[ELBO-local]",)
+        + law("ELBO-score-discrete-cells"),
+    ),
+    Mutant(
+        "the outer slope is dropped from the score",
+        "score",
+        "slope = outer_slope * slope",
+        "pass",
+        law("nested 2 x 2-score-nested-discrete"),
+    ),
+    Mutant(
+        "costs of other plates' elements are left out of their sum",
+        "score",
+        "outside = [dim for plate, dim in plates.items() if plate not in drawn.plates]",
+        "outside = []",
+        law("ELBO-score-shared-and-local"),
+    ),
+    Mutant(
+        "the baseline is learnt from its negative",
+        "baselines",
+        "loss = ((signal - baseline) ** 2).sum()",
+        "loss = ((signal + baseline) ** 2).sum()",
+        (f"{VIMCO}::test_network_learns_the_mean_cost",),
+    ),
+    Mutant(
+        "the baseline is added to the signal",
+        "baselines",
+        "return Baselined(signal - baseline.detach(), loss)",
+        "return Baselined(signal + baseline.detach(), loss)",
+        (f"{VIMCO}::test_baseline_takes_noise_off_one_particle",),
+    ),
+    # wake, partial, sleep
+    Mutant(
+        "the wake phase is turned round",
+        "wake",
+        "return _model_part(particles, target, choices) + share * guide",
+        "return _model_part(particles, target, choices) - share * guide",
+        law("wake-wake-joint"),
+    ),
+    Mutant(
+        "log q stays in the model's part",
+        "wake",
+        "total = total + drawn.weight * (slope * log_q).sum() / particles.num_outer\n    return",
+        "pass\n    return",
+        law("wake-wake-joint"),
+    ),
+    Mutant(
+        "the doubly reparameterized wake phase has the slope in the place of h",
+        "wake",
+        "bent = (curvature * block.log_weights).sum()",
+        "bent = (slope * block.log_weights).sum()",
+        law("wake-doubly_reparameterized-joint"),
+    ),
+    Mutant(
+        "the model follows the guide's bound",
+        "wake",
+        "difference = _slope_of_all(block) - _slope_of_mean(block)",
+        "difference = 0 * _slope_of_all(block)",
+        law("PIWAE 1 x 2-auto-joint"),
+    ),
+    Mutant(
+        "dreams count in full",
+        "sleep",
+        "return share * total / num",
+        "return total / num",
+        ("tests/test_divergences.py::TestSleep::test_insomnia_mixes_wake_and_sleep",),
+    ),
+    # sampling and layout
+    Mutant(
+        "shared latents differ between inner particles",
+        "sampling",
+        "value = inner[:1].expand_as(inner).reshape(value.shape)",
+        "value = inner.reshape(value.shape)",
+        law("IW-auto-shared-and-local"),
+    ),
+    Mutant(
+        "a recalled draw is passed on as a new tensor",
+        "sampling",
+        "fresh = refreshed - shared if inner else refreshed",
+        "fresh = refreshed",
+        (
+            "tests/laws/test_gradient.py::"
+            "test_expectation_with_sequential_particles[nested 2 x 2-nested]",
+        ),
+    ),
+    Mutant(
+        "every particle draws a minibatch of its own",
+        "sampling",
+        "subsamples = {n: v for n, v in earlier[0].items() if n not in shared}",
+        "pass",
+        ("tests/test_sampling.py",),
+    ),
+    Mutant(
+        "the weight of the KL terms is ignored",
+        "sampling",
+        'msg["scale"] = self.scale * msg["scale"]',
+        "pass",
+        ("tests/test_divergences.py::TestAnnealing",),
+    ),
+    Mutant(
+        "a latent that is read outside its plate is local",
+        "layout",
+        "if not cells[name] <= around:",
+        "if False:",
+        ("tests/test_layout.py",),
+    ),
+    # routes, sums, points, paths
+    Mutant(
+        "an exact KL without the entropy",
+        "analytic_kl",
+        "return -(kl_divergence(q, p) + q.entropy())",
+        "return -kl_divergence(q, p)",
+        law("analytic KL-only-shared-and-local"),
+    ),
+    Mutant(
+        "an exact KL where a parent depends on its child",
+        "analytic_kl",
+        "if latent.name in structure.latents[parent].upstream:",
+        "if False:",
+        ("tests/test_analytic_kl.py::test_parent_drawn_after_its_child_is_no_exact_kl",),
+    ),
+    Mutant(
+        "the mask is forgotten in sums over discrete sites",
+        "enumeration",
+        'density = scale_and_mask(density, 1.0, site["mask"])',
+        "pass",
+        (f"{ENUMERATION}::test_scale_and_mask_equal_trace_enum",),
+    ),
+    Mutant(
+        "points are not scrambled",
+        "quasirandom",
+        "scrambled = torch.randint(1 << DIGITS, (num_nets, num_dims)).expand(num_points, -1, -1)",
+        "scrambled = torch.zeros(num_points, num_nets, num_dims, dtype=torch.long)",
+        (f"{SOBOL}::test_each_point_is_uniform",),
+    ),
+    Mutant(
+        "doubly reparameterized particles are points of one net",
+        "quasirandom",
+        'if choices[name].estimator in ("doubly_reparameterized", "doubly_reparameterized_wake")',
+        "if False",
+        (f"{SOBOL}::test_importance_weighted_bound_of_independent_inner_particles",),
+    ),
+    Mutant(
+        "a path's Jacobian is taken at its start",
+        "annealed",
+        'if factor.key.side == "guide" and factor.key.name in particles.draws:',
+        'if factor.key.side == "guide":',
+        ("tests/test_annealed.py::test_weights_of_paths_in_unconstrained_space_are_unbiased",),
+    ),
+    Mutant(
+        "kinetic energy has the wrong sign",
+        "annealed",
+        "weight = weight + _kinetic(v, num) - _kinetic(kicked, num)",
+        "weight = weight - _kinetic(v, num) + _kinetic(kicked, num)",
+        ("tests/test_annealed.py::test_weights_of_paths_are_unbiased",),
+    ),
+]
+
+
+def text(mutant: Mutant, folder: Path = ROOT) -> str:
+    """The module with the fault.
+
+    Raises:
+        ValueError: what it replaces does not stand there exactly once.
+    """
+    source = (folder / "pyro_elbo_lab" / f"{mutant.file}.py").read_text(encoding="utf-8")
+    if source.count(mutant.old) != 1:
+        raise ValueError(
+            f"Mutant '{mutant.name}': {mutant.old!r} stands {source.count(mutant.old)} times in "
+            f"{mutant.file}.py, expected once. Bring it up to date."
+        )
+    return source.replace(mutant.old, mutant.new)
+
+
+def run_tests(mutant: Mutant | None, tests: Iterable[str]) -> subprocess.CompletedProcess[str]:
+    """Run tests on a copy of the project, with the fault if there is one."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for item in COPIED:
+            copy = shutil.copytree if (ROOT / item).is_dir() else shutil.copy
+            copy(ROOT / item, folder / item)
+        if mutant:
+            (folder / "pyro_elbo_lab" / f"{mutant.file}.py").write_text(
+                text(mutant), encoding="utf-8"
+            )
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": name, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+def is_caught(mutant: Mutant) -> tuple[bool, str]:
+    """Whether a test fails on the fault, and which.
+
+    Raises:
+        RuntimeError: pytest did not run the tests.
+    """
+    started = time.perf_counter()
+    result = run_tests(mutant, mutant.tests)
+    seconds = time.perf_counter() - started
+    if result.returncode not in (0, 1):
+        raise RuntimeError(f"Mutant '{mutant.name}': pytest failed.\n{result.stdout[-2000:]}")
+    failed = [line for line in result.stdout.splitlines() if line.startswith("FAILED")]
+    by = failed[0].removeprefix("FAILED ").partition(" - ")[0] if failed else "nothing"
+    return result.returncode == 1, f"{mutant.name}: noticed by {by} ({seconds:.0f} s)"
+
+
+def main() -> int:
+    """Returns the number of faults that nothing noticed."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", default="", help="faults whose name contains this")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time")
+    arguments = parser.parse_args()
+    mutants = [m for m in MUTANTS if arguments.only in m.name]
+    tests = sorted({test for mutant in mutants for test in mutant.tests})
+    print(f"{len(tests)} tests must pass without a fault")
+    clean = run_tests(None, tests)
+    if clean.returncode != 0:
+        print(clean.stdout[-3000:])
+        return 1
+    survivors = 0
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for caught, line in tqdm(pool.map(is_caught, mutants), total=len(mutants)):
+            survivors += not caught
+            tqdm.write(("" if caught else "SURVIVED ") + line)
+    print(f"{len(mutants) - survivors} of {len(mutants)} faults are noticed")
+    return survivors
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(), 1))
