@@ -101,7 +101,7 @@ def test_follows_the_dtype_and_device_of_the_data(
         for tensor in (site["value"], site["log_prob"]):
             assert tensor.device.type == device.type, name
             # an index of a component has no precision
-            assert tensor.dtype == dtype or name == "species" and tensor.dtype == torch.long, name
+            assert tensor.dtype == dtype or (name == "species" and tensor.dtype == torch.long), name
 
 
 def in_particles(program: Program, num_particles: int) -> Program:
