@@ -26,5 +26,5 @@ def test_a_fault_that_changes_nothing_survives():
 
 
 def test_a_fault_that_does_not_fit_is_an_error():
-    with pytest.raises(ValueError, match="stands 0 times in bounds.py"):
+    with pytest.raises(ValueError, match=r"stands 0 times in bounds\.py"):
         text(Mutant("gone", "bounds", "no such text", "", ()))
