@@ -62,6 +62,12 @@ def test_expectation_on_a_device(row, device):
     assert_unbiased(objective, toy, expected(row.name, "shared-and-local"), num_evaluations)
 
 
+def test_score_of_two_particles():
+    """Where a baseline that holds the particle's own draw would halve the gradient."""
+    toy, objective = toys.discrete(plate=True), StandardELBO(2, "score", vectorize_particles=True)
+    assert_unbiased(objective, toy, exact.of_bound(exact.mean)(toy, 1, 1), 1500)
+
+
 def test_plates_take_the_noise_of_other_cells_out_of_the_score():
     noise = {
         plate: values_and_gradients(

@@ -63,9 +63,20 @@ def test_guide_gradient_vanishes_at_the_posterior_for_every_draw(row, gradient, 
 
 
 @vectorized
-@pytest.mark.parametrize("gradient", ["doubly_reparameterized", "score"])
-def test_joint_weights_land(gradient, vectorize):
-    objective = ImportanceWeightedELBO(4, 2, gradient, (), vectorize_particles=vectorize)
+def test_joint_weights_land(vectorize):
+    objective = ImportanceWeightedELBO(
+        4, 2, "doubly_reparameterized", (), vectorize_particles=vectorize
+    )
+    assert_lands(objective, at_the_posterior(num_data=3))
+
+
+@vectorized
+@pytest.mark.parametrize(
+    "weights", [{"local_plates": ()}, {"outer": "importance"}], ids=["joint", "nested"]
+)
+def test_scores_land(weights, vectorize):
+    """Where a weight holds all latents its leave-one-out baselines take all noise away."""
+    objective = ImportanceWeightedELBO(4, 2, "score", vectorize_particles=vectorize, **weights)
     assert_lands(objective, at_the_posterior(num_data=3))
 
 
