@@ -13,9 +13,9 @@ import torch
 @pytest.fixture(autouse=True)
 def fresh_state() -> Iterator[None]:
     """Each test starts from the same seeds and defaults, and leaves none of its own behind."""
-    default_dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     yield
-    torch.set_default_dtype(default_dtype)
+    torch.set_default_dtype(torch.float32)
     pyro.clear_param_store()

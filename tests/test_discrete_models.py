@@ -272,7 +272,7 @@ def halves() -> tuple[Tensor, Tensor]:
 def petals(halves: tuple[Tensor, Tensor]) -> Program:
     """A mean-field guide fitted to the 120 flowers."""
     pyro.clear_param_store()
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(torch.float64)  # every test sets its own
     guide = mixture.guides["continuous-normal"]()
     fit(
         mixture.model,

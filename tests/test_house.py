@@ -127,6 +127,24 @@ def lacks(name: str) -> str | None:
     return None
 
 
+def lines_of_code(function: object) -> int:
+    """Without signature and docstring."""
+    node = ast.parse(inspect.getsource(function)).body[0]  # type: ignore[arg-type]
+    assert isinstance(node, ast.FunctionDef)
+    body = node.body[1:]
+    return sum((s.end_lineno or s.lineno) - s.lineno + 1 for s in body)
+
+
+def test_named_objectives_are_thin() -> None:
+    thin = {
+        name: lines_of_code(getattr(pyro_elbo_lab, name))
+        for name in pyro_elbo_lab.__all__
+        if name[0].isupper() and inspect.isfunction(getattr(pyro_elbo_lab, name))
+    }
+    assert len(thin) >= 13
+    assert {name: lines for name, lines in thin.items() if lines > 15} == {}
+
+
 def test_public_names_are_documented() -> None:
     assert pyro_elbo_lab.__all__
     missing = [lacking for name in pyro_elbo_lab.__all__ if (lacking := lacks(name))]

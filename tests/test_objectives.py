@@ -344,7 +344,7 @@ def test_deterministic_only_guide_is_map():
 @pytest.mark.parametrize("number", [0, -1, 1.5, True])
 @pytest.mark.parametrize("build", [StandardELBO, ImportanceWeightedELBO, AnalyticKLELBO])
 def test_particle_numbers(build, number):
-    with pytest.raises(ValueError, match="must be an integer of at least 1"):
+    with pytest.raises(ValueError, match="must be at least 1 and an integer"):
         build(number)
 
 
