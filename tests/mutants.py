@@ -23,6 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
+CRASHES = ("NameError", "UnboundLocalError", "AttributeError", "TypeError", "ImportError")
 COPIED = ("pyro_elbo_lab", "tests", "models", "conftest.py", "pyproject.toml")
 
 
@@ -182,6 +183,13 @@ MUTANTS = [
         "return 1.0",
         law("IW-auto-scaled-{'guide_scale': 0.4}"),
     ),
+    Mutant(
+        "a fixed draw is live",
+        "particles",
+        'log_density(site, site["value"].detach()) for site in self.sites',
+        'log_density(site, site["value"]) for site in self.sites',
+        landing("ELBO-doubly_reparameterized-vectorized"),
+    ),
     # gradients
     Mutant(
         "h is dropped",
@@ -242,6 +250,13 @@ MUTANTS = [
         "return total",
         landing("IW-doubly_reparameterized-vectorized"),
     ),
+    Mutant(
+        "generations are cut in the wrong order",
+        "paths",
+        "for tensors in reversed(generations):",
+        "for tensors in generations:",
+        ("tests/test_paths.py",),
+    ),
     # score
     Mutant(
         "the learning signal has the wrong sign",
@@ -263,6 +278,13 @@ MUTANTS = [
         "signal = signal - (signal.sum(0) - signal) / (num_outer - 1)",
         "signal = signal - signal.mean(0)",
         ("tests/laws/test_gradient.py::test_score_of_two_particles",),
+    ),
+    Mutant(
+        "the learning signal is differentiated",
+        "score",
+        "signal = _downstream_cost(particles, target.inner, drawn).detach()",
+        "signal = _downstream_cost(particles, target.inner, drawn)",
+        law("ELBO-score-discrete-cells"),
     ),
     Mutant(
         "the outer slope is dropped from the score",
@@ -299,6 +321,13 @@ MUTANTS = [
         "return _model_part(particles, target, choices) + share * guide",
         "return _model_part(particles, target, choices) - share * guide",
         law("wake-wake-joint"),
+    ),
+    Mutant(
+        "the wake phase counts in full",
+        "wake",
+        "return _model_part(particles, target, choices) + share * guide",
+        "return _model_part(particles, target, choices) + guide",
+        ("tests/test_divergences.py::TestSleep::test_gradient_is_that_of_dreams",),
     ),
     Mutant(
         "log q stays in the model's part",
@@ -400,6 +429,13 @@ MUTANTS = [
         (f"{SOBOL}::test_each_point_is_uniform",),
     ),
     Mutant(
+        "all nets share one scramble",
+        "quasirandom",
+        "torch.randint(1 << DIGITS, (num_nets, num_dims)).expand(num_points, -1, -1)",
+        "torch.randint(1 << DIGITS, (1, num_dims)).expand(num_points, num_nets, -1)",
+        (f"{SOBOL}::test_nets_are_independent",),
+    ),
+    Mutant(
         "doubly reparameterized particles are points of one net",
         "quasirandom",
         'if choices[name].estimator in ("doubly_reparameterized", "doubly_reparameterized_wake")',
@@ -452,7 +488,7 @@ def run_tests(mutant: Mutant | None, tests: Iterable[str]) -> subprocess.Complet
         return subprocess.run(
             [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": name, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": name, "OMP_NUM_THREADS": "1", "COLUMNS": "500"},
             capture_output=True,
             text=True,
             check=False,
@@ -463,7 +499,7 @@ def is_caught(mutant: Mutant) -> tuple[bool, str]:
     """Whether a test fails on the fault, and which.
 
     Raises:
-        RuntimeError: pytest did not run the tests.
+        RuntimeError: pytest did not run the tests, or the fault is no Python that runs.
     """
     started = time.perf_counter()
     result = run_tests(mutant, mutant.tests)
@@ -471,7 +507,10 @@ def is_caught(mutant: Mutant) -> tuple[bool, str]:
     if result.returncode not in (0, 1):
         raise RuntimeError(f"Mutant '{mutant.name}': pytest failed.\n{result.stdout[-2000:]}")
     failed = [line for line in result.stdout.splitlines() if line.startswith("FAILED")]
-    by = failed[0].removeprefix("FAILED ").partition(" - ")[0] if failed else "nothing"
+    first = failed[0].removeprefix("FAILED ") if failed else "nothing"
+    by, _, why = first.partition(" - ")
+    if why.startswith(CRASHES):
+        raise RuntimeError(f"Mutant '{mutant.name}' crashes, which proves nothing: {why}")
     return result.returncode == 1, f"{mutant.name}: noticed by {by} ({seconds:.0f} s)"
 
 

@@ -28,3 +28,10 @@ def test_a_fault_that_changes_nothing_survives():
 def test_a_fault_that_does_not_fit_is_an_error():
     with pytest.raises(ValueError, match=r"stands 0 times in bounds\.py"):
         text(Mutant("gone", "bounds", "no such text", "", ()))
+
+
+def test_a_fault_that_crashes_is_an_error():
+    forgotten = next(m for m in MUTANTS if m.name == "log K is forgotten")
+    broken = Mutant("broken", forgotten.file, forgotten.old, "no_such_name", forgotten.tests)
+    with pytest.raises(RuntimeError, match=r"'broken' crashes.*NameError"):
+        is_caught(broken)
