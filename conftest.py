@@ -9,6 +9,8 @@ import pyro
 import pytest
 import torch
 
+torch.set_num_threads(1)  # tensors are small, and a second thread waits for busy neighbours
+
 
 @pytest.fixture(autouse=True)
 def fresh_state() -> Iterator[None]:
