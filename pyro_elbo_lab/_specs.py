@@ -18,7 +18,6 @@ from pyro.infer.autoguide import (
 
 from pyro_elbo_lab._model_file import InputError, ModelFile
 from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
-from pyro_elbo_lab.annealed import AnnealedELBO
 from pyro_elbo_lab.divergences import ChiUpperBound, ForwardKL, TailAdaptive
 from pyro_elbo_lab.objectives import (
     ImportanceWeightedELBO,
@@ -50,12 +49,12 @@ OBJECTIVES: dict[str, tuple[Callable[..., ELBO], int | None]] = {
     "renyi": (partial(RenyiELBO, 0.5), None),
     "thermodynamic": (ThermodynamicELBO, None),
     "jackknife": (JackknifeELBO, None),
-    "annealed": (AnnealedELBO, 10),
     "chi": (ChiUpperBound, None),
     "forward-kl": (ForwardKL, None),
     "tail-adaptive": (TailAdaptive, None),
 }
-"""Objectives by name, each with the number of particles that it takes when none is given."""
+"""Objectives by name, each with the number of particles that it takes when none is given. They are
+those whose guide is the approximation: where paths of `AnnealedELBO` start is not."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def objective(spec: str) -> ObjectiveSpec:
     Traceback (most recent call last):
     pyro_elbo_lab._model_file.InputError: unknown objective 'importance-weigthed' (did you mean \
 'importance-weighted'?); known: standard, importance-weighted, analytic-kl, renyi, thermodynamic, \
-jackknife, annealed, chi, forward-kl, tail-adaptive
+jackknife, chi, forward-kl, tail-adaptive
     """
     name, colon, particles = spec.partition(":")
     build, default = OBJECTIVES[_known("objective", name, OBJECTIVES)]

@@ -32,6 +32,9 @@ from pyro_elbo_lab.wake import PATHWISE
 
 Point = dict[str, Tensor]
 PREFIX = "annealed_"
+FIRST_STEP = 0.02
+"""Small beside a posterior; training lengthens steps faster than it repairs paths that break."""
+
 LARGEST_KICK = 3.0
 """In standard deviations of the momentum."""
 
@@ -41,10 +44,11 @@ def AnnealedELBO(num_particles: int = 1, num_steps: int = 8, **keywords: Any) ->
 
     Much tighter than the ELBO of the same guide, at the cost of T more gradients of the model, and
     for real latents only: guides that Pyro derives are fit, as they draw in unconstrained space.
-    The fitted guide alone is where the path starts, not where it ends: use it through this bound,
-    or as the proposal of an importance sampler. The step size of every latent ("annealed_step_" +
-    its name) and the persistence of the momentum ("annealed_persistence") are learnt in the param
-    store.
+    Fit the guide with `StandardELBO` first, and go on with this: far from the posterior a path says
+    little about where it should have begun. The fitted guide alone is where paths start, not where
+    they end: use it through this bound, or as the proposal of an importance sampler. The step size
+    of every latent ("annealed_step_" + its name) and the persistence of the momentum
+    ("annealed_persistence") are learnt in the param store.
 
     Args:
         num_particles: paths that are averaged, at least 1.
@@ -71,6 +75,7 @@ def AnnealedELBO(num_particles: int = 1, num_steps: int = 8, **keywords: Any) ->
         ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
         >>> def guide():  # ELBO -1.9189
         ...     pyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> step = pyro.param("annealed_step_z", torch.tensor(0.3), dist.constraints.positive)
         >>> pyro.set_rng_seed(0)
         >>> objective = AnnealedELBO(1000, num_steps=8, vectorize_particles=True)
         >>> -objective.loss(model, guide) > -1.9189 + 0.05
@@ -129,7 +134,7 @@ def _step_size(name: str, value: Tensor) -> Tensor:
     """One for every element of a latent, without the particles."""
     return pyro.param(
         f"{PREFIX}step_{name}",
-        lambda: torch.full_like(value[0].detach(), 0.1),
+        lambda: torch.full_like(value[0].detach(), FIRST_STEP),
         constraint=constraints.positive,
     )
 
