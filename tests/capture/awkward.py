@@ -1,0 +1,14 @@
+"""The table of awkward programs: what is captured, and what has to run eagerly and say why.
+
+    from tests.capture.awkward import PROGRAMS
+
+A new row is a function that builds the program, decorated with `registry.program`, in the module
+of its kind.
+"""
+
+from tests.capture import arguments, autoguides, hidden, latents, losses, modules, plates
+from tests.capture.registry import PROGRAMS, Program, Run
+
+__all__ = ["PROGRAMS", "Program", "Run"]
+
+KINDS = [latents, autoguides, plates, modules, arguments, hidden, losses]
