@@ -184,6 +184,12 @@ class Objective(ELBO):
             f"vectorize_particles={self.vectorize_particles}, sampler={self.sampler!r})"
         )
 
+    def __copy__(self) -> "Objective":
+        """A copy that shares what was learnt about models and guides, which pickling drops."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plans": None}
 

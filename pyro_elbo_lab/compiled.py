@@ -1,0 +1,393 @@
+"""An objective that runs as a compiled graph wherever that gives what the objective itself gives."""
+
+import math
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import pyro
+import torch
+from pyro.infer import ELBO
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from pyro_elbo_lab.capture import CaptureError
+from pyro_elbo_lab.environment import Snapshot, watch
+from pyro_elbo_lab.evaluation import (
+    Evaluation,
+    agree,
+    evaluate,
+    kl_weight,
+    random_states_kept,
+)
+from pyro_elbo_lab.inductor import Runner, compile_graph, runner_of
+
+__all__ = ["CompiledELBO", "compiled"]
+
+Program = Callable[..., Any]
+Backend = Literal["inductor", "graph"]
+
+MOST_GRAPHS = 8
+"""Graphs kept for one model and guide; more kinds of arguments than that run eagerly."""
+
+MOST_NODES = 6000
+"""Larger graphs take minutes to compile."""
+
+_COMPARISONS = 2
+_ULPS = 1e3
+_SMALL = 64  # elements below which data is copied at every call: a check would cost as much
+
+CHECK_EVERY = 1024
+"""A graph is compared with an eager run at its calls 2, 4, 8, ... and then this often."""
+
+
+def compiled(objective: ELBO, backend: Backend = "inductor") -> "CompiledELBO":
+    """The same objective, run as a compiled graph.
+
+    It takes the place of the objective in `pyro.infer.SVI`. The first call with a model, a guide
+    and arguments of some shapes captures model, guide, objective and gradient as one graph of tensor
+    operators, compares it with eager runs and compiles it; later calls run the compiled graph. Random
+    numbers are drawn as the program draws them: losses and gradients are those of the objective
+    itself under the same seed, to rounding.
+
+    What cannot be one graph runs eagerly, with one warning that says why: branches and Python
+    numbers that depend on a tensor's values, tensors that outlive a call and are written to, random
+    numbers from elsewhere than PyTorch. Python numbers that the programs read from closures, globals
+    and attributes belong to the graph: a new value means a new graph. Beyond that, a graph is
+    compared with an eager run now and then, and given up if they differ.
+
+    Args:
+        objective: any of this package, or another `pyro.infer.ELBO` with a differentiable loss.
+        backend: "inductor", or "graph" to run the captured graph without compiling it, which
+            needs no compiler and saves a smaller part of the time.
+
+    Returns:
+        The loss. `status` tells what became of a model and guide.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> from pyro.optim import Adam
+        >>> def model(x):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> guide = AutoNormal(model)
+        >>> loss = compiled(Trace_ELBO(), backend="graph")
+        >>> svi = SVI(model, guide, Adam({"lr": 0.05}), loss=loss)
+        >>> losses = [svi.step(torch.tensor(3.0)) for _ in range(300)]
+        >>> loss.status(model, guide, torch.tensor(3.0))
+        'captured'
+    """
+    return CompiledELBO(objective, backend)
+
+
+@dataclass
+class _Compiled:
+    """A graph, ready to run, and what it is valid for."""
+
+    evaluation: Evaluation
+    runner: Runner
+    data: list[Tensor]
+    noise: list[Tensor]
+    calls: int = 0
+    checked: int = 0
+    seen: list[tuple[Tensor, int]] = field(default_factory=list)
+
+    def still_has(self, leaves: Sequence[Tensor]) -> bool:
+        return len(leaves) == len(self.evaluation.leaves) and all(
+            one is other for one, other in zip(leaves, self.evaluation.leaves, strict=True)
+        )
+
+
+@dataclass
+class _Pair:
+    """What is known about a model and guide."""
+
+    look: Callable[[], Snapshot]
+    graphs: "OrderedDict[Any, _Compiled]" = field(default_factory=OrderedDict)
+    captured: int = 0
+    reason: str = ""
+
+
+class CompiledELBO(ELBO):
+    """See `compiled`.
+
+    Attributes:
+        objective: the objective that it runs.
+    """
+
+    def __init__(self, objective: ELBO, backend: Backend = "inductor") -> None:
+        if backend not in ("inductor", "graph"):
+            raise ValueError(f"backend must be 'inductor' or 'graph', got {backend!r}.")
+        super().__init__(num_particles=objective.num_particles)
+        self.objective = objective
+        self.backend = backend
+        self._pairs: WeakKeyDictionary[Any, WeakKeyDictionary[Any, _Pair]] = WeakKeyDictionary()
+
+    def __repr__(self) -> str:
+        return f"compiled({self.objective!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pairs": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _pairs=WeakKeyDictionary())
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """An estimate of the loss, eagerly: it is the gradients that are compiled."""
+        return self.objective.loss(model, guide, *args, **kwargs)
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """An estimate of the loss; its gradients are added to the parameters' `.grad`."""
+        graph = self._ready(model, guide, args, kwargs)
+        if graph is None:
+            return self.objective.loss_and_grads(model, guide, *args, **kwargs)
+        loss, gradients = self._run(graph)
+        for leaf, gradient in _pairs_of(graph.evaluation, gradients):
+            leaf.grad = gradient.clone() if leaf.grad is None else leaf.grad.add_(gradient)
+        return loss
+
+    def differentiable_loss(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """An estimate of the loss as a scalar tensor that can be differentiated once."""
+        graph = self._ready(model, guide, args, kwargs)
+        if graph is None:
+            return self.objective.differentiable_loss(model, guide, *args, **kwargs)
+        loss, gradients = self._run(graph)
+        pairs = _pairs_of(graph.evaluation, [g.clone() for g in gradients])
+        total = torch.tensor(loss)
+        for leaf, gradient in pairs:
+            term = (leaf * gradient).sum()
+            total = total + (term - term.detach())
+        return total
+
+    def status(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> str:
+        """What a call with these arguments runs: "captured", or "eager: " and the reason."""
+        self._ready(model, guide, args, kwargs)
+        reason = self._pair(model, guide).reason
+        return f"eager: {reason}" if reason else "captured"
+
+    def explain(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
+        """What the objective's own `explain` says, and whether it runs as a graph."""
+        explanation = self.objective.explain(model, guide, *args, **kwargs)  # type: ignore[attr-defined]
+        note = f"runs: {self.status(model, guide, *args, **kwargs)}"
+        return replace(explanation, notes=(*explanation.notes, note))
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError("the objective draws its particles itself")
+
+    def _pair(self, model: Program, guide: Program) -> _Pair:
+        guides = self._pairs.setdefault(model, WeakKeyDictionary())
+        if guide not in guides:
+            guides[guide] = _Pair(watch(model, guide))
+        return guides[guide]
+
+    def _ready(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> _Compiled | None:
+        """The graph for these arguments, with the data in place; None to run eagerly."""
+        pair = self._pair(model, guide)
+        if pair.reason:
+            return None
+        key = _key(args, kwargs, model, guide, pair.look())
+        graph = pair.graphs.get(key)
+        if graph is not None and not graph.still_has(_leaves(graph.evaluation.names)):
+            del pair.graphs[key]
+            graph = None
+        try:
+            if graph is None:
+                graph = self._capture(pair, model, guide, args, kwargs)
+                pair.graphs[_key(args, kwargs, model, guide, pair.look())] = graph
+                while len(pair.graphs) > MOST_GRAPHS:
+                    pair.graphs.popitem(last=False)
+            self._bind(graph, args, kwargs)
+            graph.calls += 1
+            if graph.calls > 1 and _is_due(graph.calls):
+                self._check(graph, model, guide, args, kwargs)
+        except CaptureError as error:
+            pair.reason = str(error)
+            pair.graphs.clear()
+            warnings.warn(f"{self.objective!r} runs eagerly: {error}.", stacklevel=4)
+            return None
+        _announce(graph.evaluation.names)
+        return graph
+
+    def _capture(
+        self, pair: _Pair, model: Program, guide: Program, args: tuple, kwargs: dict
+    ) -> _Compiled:
+        pair.captured += 1
+        if pair.captured > 4 * MOST_GRAPHS:
+            raise CaptureError(
+                f"{4 * MOST_GRAPHS} graphs were captured for one model and guide: its arguments' "
+                "shapes, Python arguments or the numbers that it reads change all the time. "
+                "Pass changing numbers as tensors, and batches of one size"
+            )
+        evaluation = evaluate(self.objective, model, guide, args, kwargs)
+        noise = evaluation.graph.noise.allocate()
+        data = [x.clone(memory_format=torch.preserve_format) for x in evaluation.data]
+        with random_states_kept():
+            inputs = [*evaluation.leaves, *data, *evaluation.graph.constants, *noise]
+            runner = _runner(evaluation, inputs, noise, self.backend)
+        return _Compiled(evaluation, runner, data, noise)
+
+    def _bind(self, graph: _Compiled, args: tuple, kwargs: dict) -> None:
+        tensors = [x for x in _flat(args, kwargs) if isinstance(x, Tensor)]
+        if not _same(tensors, graph.seen):
+            with torch.no_grad():
+                for kept, new in zip(graph.data, tensors, strict=False):
+                    kept.copy_(new)
+            graph.seen = [(x, x._version) for x in tensors]
+        if len(graph.data) > len(tensors):
+            graph.data[-1].fill_(kl_weight(self.objective))
+
+    def _run(self, graph: _Compiled) -> tuple[float, list[Tensor]]:
+        graph.evaluation.graph.noise.fill(graph.noise)
+        graph.runner.run()
+        if hasattr(self.objective, "num_gradients"):
+            self.objective.num_gradients += 1
+        loss, *gradients = graph.runner.outputs
+        number = float(loss)
+        if math.isnan(number):
+            raise ValueError(
+                f"The loss of {self.objective!r} is NaN. Check the data for NaN, the parameters for a "
+                "learning rate that is too large, and the guide's support: the loss of the objective "
+                "without compiled() names the site."
+            )
+        return number, gradients
+
+    def _check(
+        self, graph: _Compiled, model: Program, guide: Program, args: tuple, kwargs: dict
+    ) -> None:
+        """Compare the graph with an eager run that draws what the next call will draw."""
+        evaluation = graph.evaluation
+        with random_states_kept():
+            eager = evaluation.eager(self.objective, model, guide, args, kwargs)
+        with random_states_kept():
+            found = evaluation.run(graph.data)
+        if len(eager) != len(found) or not all(map(agree, eager, found)):
+            raise CaptureError(
+                f"at call {graph.calls} the graph did not repeat an eager run (losses "
+                f"{float(found[0]):.7g} and {float(eager[0]):.7g}): something that model or guide "
+                f"read has changed since call {graph.checked}, and losses since then may be wrong. "
+                "Pass what changes as a tensor argument"
+            )
+        graph.checked = graph.calls
+
+
+def _runner(evaluation: Evaluation, inputs: list[Tensor], noise: list[Tensor], backend: Backend) -> Runner:
+    """The compiled graph, once it has given what the graph gives."""
+    module = evaluation.graph.module
+    if backend == "graph":
+        return runner_of(module, inputs)
+    size = evaluation.graph.num_nodes
+    if size > MOST_NODES:
+        warnings.warn(
+            f"The graph has {size} operators (a loop over time steps?), which would take minutes to "
+            f"compile (at most {MOST_NODES} are compiled): it runs without being compiled.",
+            stacklevel=6,
+        )
+        return runner_of(module, inputs)
+    try:
+        runner = runner_of(compile_graph(module, inputs), inputs)
+    except Exception as error:  # inductor has no one type for what it cannot do
+        warnings.warn(
+            f"The graph could not be compiled and runs without: {_first_line(error)}", stacklevel=6
+        )
+        return runner_of(module, inputs)
+    for _ in range(_COMPARISONS):
+        evaluation.graph.noise.fill(noise)
+        with random_states_kept():
+            expected = runner_of(module, inputs).outputs
+        with random_states_kept():
+            runner.run()
+        if not close(runner.outputs, expected):
+            warnings.warn(
+                f"The compiled graph does not give what the graph gives (losses "
+                f"{float(runner.outputs[0]):.7g} and {float(expected[0]):.7g}): it runs without "
+                "being compiled.",
+                stacklevel=6,
+            )
+            return runner_of(module, inputs)
+    return runner
+
+
+def close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Whether values are equal to rounding at the scale of the largest among them: small gradients
+    may be differences of large terms."""
+    scale = max([1.0, *(float(x.abs().max()) for x in expected if x.numel())])
+    return all(
+        torch.allclose(
+            a, b, rtol=0.0, atol=_ULPS * torch.finfo(b.dtype).eps * scale, equal_nan=True
+        )
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+def _announce(names: Sequence[str]) -> None:
+    """Show the parameters to handlers such as SVI's, which collects what to optimise."""
+    if pyro.poutine.runtime._PYRO_STACK:
+        for name in names:
+            pyro.param(name)
+
+
+def _leaves(names: Sequence[str]) -> list[Tensor | None]:
+    unconstrained = pyro.get_param_store()._params
+    return [unconstrained.get(name) for name in names]
+
+
+def _pairs_of(evaluation: Evaluation, gradients: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    leaves = [
+        leaf
+        for leaf, has in zip(evaluation.leaves, evaluation.has_gradient, strict=True)
+        if has
+    ]
+    return list(zip(leaves, gradients, strict=True))
+
+
+def _same(tensors: Sequence[Tensor], seen: Sequence[tuple[Tensor, int]]) -> bool:
+    return len(tensors) == len(seen) and all(
+        x is y and x._version == version and x.numel() > _SMALL
+        for x, (y, version) in zip(tensors, seen, strict=True)
+    )
+
+
+def _flat(args: tuple, kwargs: dict) -> list[Any]:
+    if not kwargs and all(isinstance(x, Tensor) for x in args):
+        return list(args)
+    return tree_flatten((args, kwargs))[0]
+
+
+def _key(args: tuple, kwargs: dict, model: Program, guide: Program, around: Snapshot) -> Any:
+    """What a graph is valid for."""
+    if kwargs or not all(isinstance(x, Tensor) for x in args):
+        flat, spec = tree_flatten((args, kwargs))
+    else:
+        flat, spec = list(args), len(args)
+    return (
+        spec,
+        tuple([_kind(x) for x in flat]),
+        tuple([p.training for p in (model, guide) if isinstance(p, nn.Module)]),
+        torch.get_default_dtype(),
+        around,
+    )
+
+
+def _kind(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return type(value), value
+
+
+def _is_due(calls: int) -> bool:
+    return calls % CHECK_EVERY == 0 if calls >= CHECK_EVERY else calls & (calls - 1) == 0
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,143 @@
+"""What Python programs read besides their arguments.
+
+A captured graph keeps the Python numbers that it was made with. `watch` finds where a program gets
+such numbers from: closures, globals, attributes of objects and modules. Its snapshot tells when one
+has changed. What it cannot see (files, clocks, C extensions) is left to comparisons with eager runs.
+"""
+
+import functools
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Snapshot", "watch"]
+
+Snapshot = tuple[Any, ...]
+Place = tuple[Any, Any]
+
+_MOST_PLACES = 400
+_SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+_LIBRARIES = {"torch", "pyro", "numpy", "pyro_elbo_lab", "scipy"} | set(sys.stdlib_module_names)
+_SMALL = 16
+
+
+def watch(*programs: Any) -> Callable[[], Snapshot]:
+    """A function that looks up the numbers which these programs read besides their arguments.
+
+    Args:
+        programs: functions, methods, modules or other callables.
+
+    Returns:
+        A function without arguments. Two of its results are equal unless one of the numbers,
+        strings, small containers of them or tensors (as objects) was replaced in between.
+
+    Example:
+        >>> settings = {"beta": 1.0}
+        >>> def model():
+        ...     return settings["beta"]
+        >>> look = watch(model)
+        >>> before = look()
+        >>> settings["beta"] = 0.5
+        >>> look() == before
+        False
+    """
+    places: list[Place] = []
+    seen: set[int] = set()
+    for program in programs:
+        places += _places_of(program, seen)
+    places = places[:_MOST_PLACES]
+    return lambda: tuple([_fingerprint(_look_up(place)) for place in places])
+
+
+def _look_up(place: Place) -> Any:
+    holder, key = place
+    if key is None:
+        try:
+            return holder.cell_contents
+        except ValueError:  # an empty cell
+            return None
+    return holder.get(key)
+
+
+def _fingerprint(value: Any) -> Any:
+    if isinstance(value, _SCALARS):
+        return value
+    if isinstance(value, np.ndarray) and value.size <= _SMALL:
+        return value.tobytes()
+    if isinstance(value, tuple | list) and len(value) <= _SMALL:
+        return tuple(map(_fingerprint, value))
+    if isinstance(value, dict) and len(value) <= _SMALL:
+        return tuple((key, _fingerprint(entry)) for key, entry in value.items())
+    return id(value)
+
+
+def _places_of(value: Any, seen: set[int]) -> Iterator[Place]:
+    if id(value) in seen or isinstance(value, _SCALARS + (Tensor, np.ndarray)):
+        return
+    seen.add(id(value))
+    if isinstance(value, types.FunctionType):
+        yield from _of_function(value, seen)
+    elif isinstance(value, types.MethodType):
+        yield from _places_of(value.__func__, seen)
+        yield from _places_of(value.__self__, seen)
+    elif isinstance(value, functools.partial):
+        for part in (value.func, *value.args, *value.keywords.values()):
+            yield from _places_of(part, seen)
+    elif isinstance(value, torch.nn.Module):
+        for module in value.modules():
+            yield from _of_object(module, seen)
+    elif hasattr(value, "__dict__") and not isinstance(value, type | types.ModuleType):
+        yield from _of_object(value, seen)
+
+
+def _of_function(function: types.FunctionType, seen: set[int]) -> Iterator[Place]:
+    if _is_library(function.__module__):
+        return
+    for cell in function.__closure__ or ():
+        yield cell, None
+        yield from _places_of(_look_up((cell, None)), seen)
+    for value in function.__defaults__ or ():
+        yield from _places_of(value, seen)
+    for name in _names(function.__code__):
+        if name not in function.__globals__:
+            continue
+        value = function.__globals__[name]
+        if isinstance(value, types.ModuleType):
+            if not _is_library(value.__name__):
+                yield from ((vars(value), n) for n in _names(function.__code__) if n in vars(value))
+            continue
+        yield function.__globals__, name
+        yield from _places_of(value, seen)
+
+
+def _of_object(value: Any, seen: set[int]) -> Iterator[Place]:
+    own = vars(value)
+    for name, entry in own.items():
+        if name not in ("_parameters", "_buffers", "_modules") and not name.startswith("__"):
+            if isinstance(entry, _SCALARS + (Tensor, np.ndarray, list, tuple, dict)):
+                yield own, name
+            elif isinstance(entry, types.FunctionType | types.MethodType | functools.partial):
+                yield from _places_of(entry, seen)
+    for buffers in (own.get("_buffers") or {},):
+        yield from ((buffers, name) for name in buffers)
+    for base in type(value).__mro__:
+        if not _is_library(base.__module__):
+            for entry in vars(base).values():
+                if isinstance(entry, types.FunctionType):
+                    yield from _places_of(entry, seen)
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _is_library(module: str | None) -> bool:
+    return module is not None and module.partition(".")[0] in _LIBRARIES

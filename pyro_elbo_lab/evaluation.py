@@ -1,0 +1,257 @@
+"""One evaluation of an objective and its gradients, as a graph that was compared with eager runs."""
+
+import copy
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from pyro_elbo_lab.capture import CaptureError, Graph, capture
+
+__all__ = ["Evaluation", "agree", "evaluate", "random_states_kept"]
+
+Program = Callable[..., Any]
+Values = Sequence[Tensor | None]
+
+_SEEDS = 20260001, 20260002
+_PERTURBATION = 0.05
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An objective of one model and guide at arguments of given shapes.
+
+    Attributes:
+        graph: (*leaves, *data, *constants, *noise) -> (loss, *gradients of the leaves that have one).
+        names: of the parameters, in the order of the leaves.
+        leaves: their unconstrained values.
+        has_gradient: which of them the loss depends on.
+        data: the tensors among the arguments, and the weight of the KL terms if it is scheduled.
+    """
+
+    graph: Graph
+    names: tuple[str, ...]
+    leaves: tuple[Tensor, ...]
+    has_gradient: tuple[bool, ...]
+    data: tuple[Tensor, ...]
+
+    def run(self, data: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """Run the graph without compiling it; draws what the program would draw."""
+        noise = self.graph.noise.allocate()
+        self.graph.noise.fill(noise)
+        inputs = [*self.leaves, *(data or self.data), *self.graph.constants, *noise]
+        with torch.no_grad():
+            return list(self.graph.module(*inputs))
+
+    def eager(
+        self, objective: ELBO, model: Program, guide: Program, args: tuple, kwargs: dict
+    ) -> list[Tensor]:
+        """Run the program instead of the graph."""
+        with poutine.block(), pyro.validation_enabled(False):
+            mine = copy.copy(objective)
+            values = _loss_and_gradients(mine, model, guide, args, kwargs, self.leaves)
+        return _present(values)
+
+
+def evaluate(
+    objective: ELBO, model: Program, guide: Program, args: tuple, kwargs: Mapping[str, Any]
+) -> Evaluation:
+    """Capture an objective, and compare the graph with eager runs before it is trusted.
+
+    Value and gradients are compared under the same seed, at the parameters as they are and at
+    others; a further eager run must repeat the first. The caller's random states and parameters
+    are as before afterwards.
+
+    Args:
+        objective: the loss.
+        model: a Pyro model.
+        guide: a Pyro guide.
+        args: positional arguments of both.
+        kwargs: keyword arguments of both.
+
+    Raises:
+        CaptureError: why this has to run eagerly.
+        Exception: what the objective itself raises.
+    """
+    with random_states_kept():
+        return _evaluate(objective, model, guide, args, dict(kwargs))
+
+
+def _evaluate(
+    objective: ELBO, model: Program, guide: Program, args: tuple, kwargs: dict
+) -> Evaluation:
+    torch.manual_seed(_SEEDS[0])
+    names, leaves = parameters(objective, model, guide, args, kwargs)
+
+    def eager(seed: int) -> list[Tensor | None]:
+        torch.manual_seed(seed)
+        with poutine.block(), pyro.validation_enabled(False):
+            return _loss_and_gradients(copy.copy(objective), model, guide, args, kwargs, leaves)
+
+    first = eager(_SEEDS[0])
+    has_gradient = tuple(gradient is not None for gradient in first[1:])
+    flat, spec = tree_flatten((args, kwargs))
+    tensors = [i for i, x in enumerate(flat) if isinstance(x, Tensor)]
+    data = [flat[i] for i in tensors]
+    scheduled = callable(getattr(objective, "kl_weight", None))
+    if scheduled:
+        data.append(torch.tensor(kl_weight(objective), device=_device(leaves)))
+
+    def function(*inputs: Tensor) -> tuple[Tensor, ...]:
+        entries = list(flat)
+        for i, x in zip(tensors, inputs, strict=False):
+            entries[i] = x
+        own_args, own_kwargs = tree_unflatten(entries, spec)
+        mine = _with_weight(objective, inputs[-1]) if scheduled else copy.copy(objective)
+        values = _loss_and_gradients(mine, model, guide, own_args, own_kwargs, leaves)
+        return tuple(x for x in values if x is not None)
+
+    graph = capture(function, leaves, data)
+    evaluation = Evaluation(graph, names, tuple(leaves), has_gradient, tuple(data))
+    _compare(evaluation, eager, first)
+    return evaluation
+
+
+def parameters(
+    objective: ELBO, model: Program, guide: Program, args: tuple, kwargs: dict
+) -> tuple[tuple[str, ...], list[Tensor]]:
+    """Names and unconstrained values of the parameters that an objective reads."""
+    with poutine.block(), poutine.trace(param_only=True) as captured, torch.no_grad():
+        copy.copy(objective).loss(model, guide, *args, **kwargs)
+    sites = {name: s for name, s in captured.trace.nodes.items() if s["type"] == "param"}
+    leaves = {name: site["value"].unconstrained() for name, site in sites.items()}
+    leaves = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+    return tuple(leaves), list(leaves.values())
+
+
+def kl_weight(objective: Any) -> float:
+    """The present weight of the KL terms of an objective whose weight is scheduled."""
+    return float(objective.kl_weight(objective.num_gradients))
+
+
+def _with_weight(objective: Any, weight: Tensor) -> Any:
+    mine = copy.copy(objective)
+    mine.kl_weight = lambda step: weight
+    return mine
+
+
+def _device(leaves: Sequence[Tensor]) -> torch.device:
+    return leaves[0].device if leaves else torch.device("cpu")
+
+
+def _loss_and_gradients(
+    objective: ELBO,
+    model: Program,
+    guide: Program,
+    args: tuple,
+    kwargs: dict,
+    leaves: Sequence[Tensor],
+) -> list[Tensor | None]:
+    try:
+        loss = objective.differentiable_loss(model, guide, *args, **kwargs)
+    except NotImplementedError:
+        raise CaptureError(f"{type(objective).__name__} has no differentiable loss") from None
+    if not isinstance(loss, Tensor):
+        raise CaptureError("the loss does not depend on a tensor")
+    gradients: Sequence[Tensor | None] = [None] * len(leaves)
+    if loss.requires_grad and leaves:
+        gradients = torch.autograd.grad(loss, list(leaves), allow_unused=True)
+    return [loss.detach(), *gradients]
+
+
+def _compare(
+    evaluation: Evaluation, eager: Callable[[int], list[Tensor | None]], first: Values
+) -> None:
+    torch.manual_seed(_SEEDS[0])
+    _demand(evaluation, first, "at the present parameters")
+    with _elsewhere(evaluation.leaves):
+        try:
+            other = eager(_SEEDS[1])
+        except (ValueError, RuntimeError):  # the program does not run there
+            other = None
+        if other is not None:
+            torch.manual_seed(_SEEDS[1])
+            _demand(evaluation, other, "at other values of the parameters")
+    again = eager(_SEEDS[0])
+    if not all(map(agree, _present(first), _present(again))):
+        raise CaptureError(
+            f"two eager runs with the same seed of PyTorch differ (losses {_number(first)} and "
+            f"{_number(again)}): it reads random numbers of another source, or a Python number "
+            "that changes from call to call. Pass such a number as a tensor argument"
+        )
+
+
+def _demand(evaluation: Evaluation, expected: Values, where: str) -> None:
+    found = evaluation.run()
+    wanted = _present(expected)
+    if len(found) != len(wanted) or not all(map(agree, found, wanted)):
+        raise CaptureError(
+            f"the graph does not repeat an eager run with the same seed {where} (losses "
+            f"{_number(found)} and {_number(expected)}): it reads a Python number that depends on "
+            "parameters or changes from call to call, or seeds its own random numbers"
+        )
+
+
+def _present(values: Values) -> list[Tensor]:
+    return [x for x in values if x is not None]
+
+
+def _number(values: Values) -> str:
+    return f"{float(_present(values)[0]):.7g}"
+
+
+def agree(one: Tensor, other: Tensor, digits: float = 1e3) -> bool:
+    """Whether two tensors are equal to rounding, at the scale of their largest element.
+
+    Args:
+        one: any tensor.
+        other: a tensor of the same shape.
+        digits: how many units in the last place they may differ.
+    """
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    finite = one.detach()[torch.isfinite(one)]
+    scale = float(finite.abs().max()) if finite.numel() else 0.0
+    tolerance = digits * torch.finfo(one.dtype).eps
+    return torch.allclose(one, other, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+
+
+@contextmanager
+def _elsewhere(leaves: Sequence[Tensor]) -> Iterator[None]:
+    """Moves parameters a little, and back to the bit."""
+    saved = [leaf.detach().clone() for leaf in leaves]
+    generator = torch.Generator().manual_seed(_SEEDS[0])
+    try:
+        with torch.no_grad():
+            for leaf in leaves:
+                noise = torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
+                leaf.add_((_PERTURBATION * noise).to(leaf.dtype).to(leaf.device))
+        yield
+    finally:
+        with torch.no_grad():
+            for leaf, value in zip(leaves, saved, strict=True):
+                leaf.copy_(value)
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Restores the random states of torch, numpy and Python afterwards."""
+    states = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
