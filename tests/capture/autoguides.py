@@ -160,7 +160,7 @@ def auto_discrete_parallel():
     return Run(mixture, guide_of_mixture(), TraceEnum_ELBO(max_plate_nesting=1), (X,))
 
 
-@program("captured", same_stream=False)
+@program("captured")
 def auto_discrete_parallel_by_its_score():
     objective = StandardELBO(4, vectorize_particles=True)
     return Run(mixture, guide_of_mixture(), objective, (X,))

@@ -205,7 +205,7 @@ def generator_of_its_own():
     return Run(model, normal_z)
 
 
-@program("eager")
+@program("eager", repeats=False)
 def counter_in_the_closure():
     calls = 0
 
@@ -217,7 +217,7 @@ def counter_in_the_closure():
     return Run(model, normal_z)
 
 
-@program("eager")
+@program("eager", repeats=False)
 def slow_counter_in_the_closure():
     """Changes at every tenth run."""
     calls = 0
@@ -230,7 +230,7 @@ def slow_counter_in_the_closure():
     return Run(model, normal_z)
 
 
-@program("eager")
+@program("eager", repeats=False)
 def last_value_remembered():
     last = torch.zeros(())
 

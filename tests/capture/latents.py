@@ -42,7 +42,7 @@ def lkj_with_autonormal():
     return Run(model, AutoNormal(model), args=(y,))
 
 
-@program("captured", same_stream=False)
+@program("captured")
 def lkj_with_lkj_guide():
     def model():
         corr = pyro.sample("corr", dist.LKJCholesky(3, 2.0))
@@ -63,7 +63,7 @@ def simplex_with_autonormal():
     return Run(model, AutoNormal(model))
 
 
-@program("captured", same_stream=False, compiles=True)
+@program("captured", compiles=True)
 def dirichlet_by_its_path():
     def model():
         p = pyro.sample("p", dist.Dirichlet(torch.ones(4)))
@@ -75,13 +75,13 @@ def dirichlet_by_its_path():
     return Run(model, guide)
 
 
-@program("captured", same_stream=False)
+@program("captured")
 def dirichlet_by_its_score():
     run = dirichlet_by_its_path()
     return Run(run.model, run.guide, StandardELBO(4, "score"))
 
 
-@program("captured", same_stream=False, compiles=True)
+@program("captured", compiles=True)
 def gamma_and_beta():
     def model():
         rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
@@ -96,7 +96,7 @@ def gamma_and_beta():
     return Run(model, guide)
 
 
-@program("captured", same_stream=False)
+@program("captured")
 def inverse_gamma_and_chi2():
     def model():
         variance = pyro.sample("variance", dist.InverseGamma(3.0, 2.0))
@@ -111,7 +111,7 @@ def inverse_gamma_and_chi2():
     return Run(model, guide)
 
 
-@program("captured", same_stream=False)
+@program("captured")
 def student_t_guide():
     def model():
         z = pyro.sample("z", dist.StudentT(3.0, 0.0, 1.0))
@@ -167,7 +167,7 @@ def truncation_by_uniform():
     return Run(model, guide)
 
 
-@program("captured", same_stream=False)
+@program("captured")
 def bernoulli_by_its_score():
     def model():
         with pyro.plate("data", 4):
@@ -182,7 +182,7 @@ def bernoulli_by_its_score():
     return Run(model, guide, StandardELBO(3, "score", vectorize_particles=True))
 
 
-@program("captured", same_stream=False)
+@program("captured")
 def categorical_and_poisson_by_their_scores():
     def model():
         k = pyro.sample("k", dist.Categorical(torch.tensor([0.2, 0.5, 0.3])))

@@ -135,7 +135,7 @@ def forward_kl():
     return run(ForwardKL(4, **VECTORIZED))
 
 
-@program("captured", same_stream=False)
+@program("captured")
 def forward_kl_of_a_reference():
     draws = torch.linspace(-1.0, 1.0, 50)
     return run(ForwardKL(4, {"g": draws, "z": draws[:, None] + X}, **VECTORIZED))
@@ -156,7 +156,7 @@ def half_of_the_kl_terms():
     return run(StandardELBO(kl_weight=0.5))
 
 
-@program("captured", same_stream=False)
+@program("captured")
 def sobol_points():
     return run(StandardELBO(8, sampler="sobol", **VECTORIZED))
 

@@ -38,7 +38,7 @@ def module():
     return Run(through(net), guide_of_plate)
 
 
-@program("captured", same_stream=False, compiles=True)
+@program("captured", compiles=True)
 def dropout_in_training():
     net = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.4), nn.Linear(4, 1))
     return Run(through(net), guide_of_plate)
@@ -50,7 +50,7 @@ def dropout_in_evaluation():
     return Run(through(net), guide_of_plate)
 
 
-@program("captured", same_stream=False)
+@program("captured")
 def dropout_switched_on_and_off():
     net = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.4), nn.Linear(4, 1))
 

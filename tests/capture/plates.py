@@ -51,7 +51,7 @@ def sequential_plate():
     return Run(model, normal_z, args=(X,))
 
 
-@program("captured", same_stream=False, compiles=True)
+@program("captured", compiles=True)
 def subsample_with_shared_latent():
     def model(x):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -76,18 +76,18 @@ def local_guide(x):
         pyro.sample("z", dist.Normal(loc, positive("scale")))
 
 
-@program("captured", same_stream=False)
+@program("captured")
 def subsample_with_local_latents():
     return Run(local_model, local_guide, args=(ROWS,))
 
 
-@program("captured", same_stream=False)
+@program("captured")
 def subsample_of_importance_weighted_cells():
     objective = ImportanceWeightedELBO(4, vectorize_particles=True)
     return Run(local_model, local_guide, objective, (ROWS,))
 
 
-@program("captured", same_stream=False)
+@program("captured")
 def two_subsampled_plates():
     def model(y):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -125,7 +125,7 @@ def regression_guide(x, y):
     pyro.sample("slope", dist.Normal(loc, scale))
 
 
-@program("captured", same_stream=False)
+@program("captured")
 def minibatches():
     def each(call):
         rows = slice(4 * (call % 3), 4 * (call % 3) + 4)
@@ -134,7 +134,7 @@ def minibatches():
     return Run(regression, regression_guide, each=each)
 
 
-@program("captured", same_stream=False)
+@program("captured")
 def minibatches_of_two_sizes():
     def each(call):
         rows = slice(0, 5) if call % 2 else slice(5, 12)
@@ -143,7 +143,7 @@ def minibatches_of_two_sizes():
     return Run(regression, regression_guide, each=each)
 
 
-@program("captured", same_stream=False)
+@program("captured")
 def empty_minibatch():
     def model(x):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))

@@ -53,9 +53,11 @@ class Program:
     Attributes:
         build: makes the program anew, in an empty param store.
         outcome: "captured", "eager", or "either" where both are right.
-        reason: a word that the warning has to contain if it runs eagerly.
-        same_stream: whether a captured program has eager's draws under the same seed; where not,
-            means over seeds are compared.
+        reason: words that the warning has to contain if it runs eagerly.
+        same_stream: whether it draws the same numbers under the same seed, compiled or not; where
+            not, means over calls are compared.
+        repeats: whether a run leaves the next one as it would have been; where not, there is no
+            telling what the numbers of a call should be.
         settled: whether model and guide are run once before the first call, so that both sides
             start from the same parameters.
         compiles: whether the table compiles it for real too.
@@ -65,19 +67,20 @@ class Program:
     outcome: Outcome
     reason: str = ""
     same_stream: bool = True
+    repeats: bool = True
     settled: bool = True
     compiles: bool = False
 
     @property
     def name(self) -> str:
-        return self.build.__name__.strip("_").replace("_", " ")
+        return self.build.__name__.replace("_", " ")
 
     @property
     def place(self) -> str:
-        """The "file:line" marked as the culprit, empty where no line is."""
+        """File and line of what is marked as the culprit, empty where nothing is."""
         lines, first = inspect.getsourcelines(self.build)
         marked = [first + i for i, line in enumerate(lines) if HERE in line]
-        return f"{Path(inspect.getfile(self.build)).name}:{marked[0]}" if marked else ""
+        return f"{Path(inspect.getfile(self.build)).name}, line {marked[0]}" if marked else ""
 
 
 PROGRAMS: dict[str, Program] = {}
