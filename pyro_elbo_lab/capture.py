@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_elbo_lab.noise import Noise, hoist
+from pyro_elbo_lab.writes import Writes
 
 __all__ = ["CaptureError", "Graph", "capture", "users_line"]
 
@@ -61,13 +62,13 @@ def capture(
             outlives the function and is written to.
     """
     try:
-        with poutine.block(), pyro.validation_enabled(False), _numbers_of(leaves):
-            module = make_fx(function)(*data)
+        with poutine.block(), unvalidated(), Writes(_refuse_write), _Guard(leaves):
+            # aliases: a model may hold the very tensor that it is called with
+            module = make_fx(function)(*[x.detach() for x in data])
     except CaptureError:
         raise
     except Exception as error:
         raise CaptureError(_why(error)) from error
-    _refuse_writes(module)
     constants = _lift(module, leaves)
     noise = hoist(module)
     for node in module.graph.nodes:
@@ -83,7 +84,7 @@ def users_line(error: BaseException) -> str:
 def _innermost(frames: Sequence[Any]) -> str:
     for frame in reversed(frames):
         path = frame.f_code.co_filename
-        if not path.startswith(_FOREIGN) and not path.startswith("<frozen"):
+        if not path.startswith((*_FOREIGN, "<")):
             line = linecache.getline(path, frame.f_lineno).strip()
             return f"{Path(path).name}, line {frame.f_lineno}: {line}"
     return "no line of the program itself"
@@ -96,6 +97,10 @@ _FOREIGN = tuple(
 ) + (str(Path(__file__).parent) + "/", str(Path(traceback.__file__).parent / "contextlib.py"))
 
 
+def _users_line_now() -> str:
+    return _innermost([frame for frame, _ in traceback.walk_stack(None)][::-1])
+
+
 def _why(error: Exception) -> str:
     text = str(error)
     if "_local_scalar_dense" in text or "data-dependent" in text.lower():
@@ -104,49 +109,53 @@ def _why(error: Exception) -> str:
     return f"{type(error).__name__}: {first} ({users_line(error)})"
 
 
-@contextmanager
-def _numbers_of(leaves: Sequence[Tensor]) -> Iterator[None]:
-    """Refuses Python numbers read from parameters, which tracing itself would silently keep."""
-    with _NumberGuard({id(leaf) for leaf in leaves}):
-        yield
+class _Guard(TorchDispatchMode):
+    """Refuses what tracing itself would silently keep: numbers read from parameters, and shapes that
+    depend on values."""
 
-
-class _NumberGuard(TorchDispatchMode):
-    def __init__(self, leaves: set[int]) -> None:
+    def __init__(self, leaves: Sequence[Tensor]) -> None:
         super().__init__()
-        self.leaves = leaves
+        self.leaves = {id(leaf) for leaf in leaves}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         if func is aten._local_scalar_dense.default and id(args[0]) in self.leaves:
-            frames = [frame for frame, _ in traceback.walk_stack(None)]
+            raise CaptureError(f"a Python number is read from a parameter ({_users_line_now()})")
+        if _counts(func, args):
             raise CaptureError(
-                f"a Python number is read from a parameter ({_innermost(frames[::-1])})"
+                f"the shape of a tensor depends on values, in {func} ({_users_line_now()}). Select "
+                "with pyro.poutine.mask or torch.where, or index with integers from outside"
             )
         return func(*args, **(kwargs or {}))
 
 
-def _refuse_writes(module: fx.GraphModule) -> None:
-    """Graphs may write to tensors that they make, not to those that they are given."""
-    given: set[fx.Node] = set()
-    for node in module.graph.nodes:
-        if node.op in ("placeholder", "get_attr"):
-            given.add(node)
-        if not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        schema = node.target._schema
-        if node.target.is_view and node.args and node.args[0] in given:
-            given.add(node)
-        for i, argument in enumerate(schema.arguments):
-            written = argument.alias_info is not None and argument.alias_info.is_write
-            if written and i < len(node.args) and node.args[i] in given:
-                where = node.meta.get("stack_trace") or ""
-                raise CaptureError(
-                    f"it writes to a tensor that it is given or that outlives it "
-                    f"({schema.name.removeprefix('aten::')}, as the running statistics of a batch "
-                    f"normalisation in train mode){where}"
-                )
+def _counts(func: Any, args: tuple) -> bool:
+    """Whether an operator's result has as many elements as a condition holds for."""
+    if torch.Tag.dynamic_output_shape not in func.tags:
+        return False
+    if func is not aten.index.Tensor:
+        return True
+    return any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+
+
+def _refuse_write(func: Any, tensor: Tensor) -> None:
+    raise CaptureError(
+        f"it writes to a tensor that outlives the call, in {func} ({_users_line_now()}); a "
+        "BatchNorm layer in train mode does so"
+    )
+
+
+@contextmanager
+def unvalidated() -> Iterator[None]:
+    """Distributions check no values, not even those that were made to, outside of the program."""
+    check = torch.distributions.Distribution._validate_sample
+    torch.distributions.Distribution._validate_sample = lambda self, value: None
+    try:
+        with pyro.validation_enabled(False):
+            yield
+    finally:
+        torch.distributions.Distribution._validate_sample = check
 
 
 def _lift(module: fx.GraphModule, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:

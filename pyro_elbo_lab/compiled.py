@@ -5,6 +5,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import is_
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -93,14 +94,14 @@ class _Compiled:
     runner: Runner
     data: list[Tensor]
     noise: list[Tensor]
+    pointers: list[int]
     calls: int = 0
     checked: int = 0
     seen: list[tuple[Tensor, int]] = field(default_factory=list)
 
     def still_has(self, leaves: Sequence[Tensor]) -> bool:
-        return len(leaves) == len(self.evaluation.leaves) and all(
-            one is other for one, other in zip(leaves, self.evaluation.leaves, strict=True)
-        )
+        mine = self.evaluation.leaves
+        return all(map(is_, leaves, mine)) and self.pointers == _pointers(self.evaluation)
 
 
 @dataclass
@@ -229,9 +230,10 @@ class CompiledELBO(ELBO):
         noise = evaluation.graph.noise.allocate()
         data = [x.clone(memory_format=torch.preserve_format) for x in evaluation.data]
         with random_states_kept():
+            evaluation.graph.noise.fill(noise)
             inputs = [*evaluation.leaves, *data, *evaluation.graph.constants, *noise]
             runner = _runner(evaluation, inputs, noise, self.backend)
-        return _Compiled(evaluation, runner, data, noise)
+        return _Compiled(evaluation, runner, data, noise, _pointers(evaluation))
 
     def _bind(self, graph: _Compiled, args: tuple, kwargs: dict) -> None:
         tensors = [x for x in _flat(args, kwargs) if isinstance(x, Tensor)]
@@ -331,6 +333,11 @@ def _announce(names: Sequence[str]) -> None:
     if pyro.poutine.runtime._PYRO_STACK:
         for name in names:
             pyro.param(name)
+
+
+def _pointers(evaluation: Evaluation) -> list[int]:
+    """Where parameters and constants lie; `.data = ` moves them."""
+    return [x.data_ptr() for x in (*evaluation.leaves, *evaluation.graph.constants)]
 
 
 def _leaves(names: Sequence[str]) -> list[Tensor | None]:

@@ -15,7 +15,8 @@ from pyro.infer import ELBO
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pyro_elbo_lab.capture import CaptureError, Graph, capture
+from pyro_elbo_lab.capture import CaptureError, Graph, capture, unvalidated
+from pyro_elbo_lab.writes import tensors_kept
 
 __all__ = ["Evaluation", "agree", "evaluate", "random_states_kept"]
 
@@ -56,7 +57,7 @@ class Evaluation:
         self, objective: ELBO, model: Program, guide: Program, args: tuple, kwargs: dict
     ) -> list[Tensor]:
         """Run the program instead of the graph."""
-        with poutine.block(), pyro.validation_enabled(False):
+        with poutine.block(), unvalidated():
             mine = copy.copy(objective)
             values = _loss_and_gradients(mine, model, guide, args, kwargs, self.leaves)
         return _present(values)
@@ -82,22 +83,22 @@ def evaluate(
         CaptureError: why this has to run eagerly.
         Exception: what the objective itself raises.
     """
-    with random_states_kept():
+    with random_states_kept(), tensors_kept():
         return _evaluate(objective, model, guide, args, dict(kwargs))
 
 
 def _evaluate(
     objective: ELBO, model: Program, guide: Program, args: tuple, kwargs: dict
 ) -> Evaluation:
-    torch.manual_seed(_SEEDS[0])
     names, leaves = parameters(objective, model, guide, args, kwargs)
 
     def eager(seed: int) -> list[Tensor | None]:
         torch.manual_seed(seed)
-        with poutine.block(), pyro.validation_enabled(False):
+        with poutine.block(), unvalidated():
             return _loss_and_gradients(copy.copy(objective), model, guide, args, kwargs, leaves)
 
-    first = eager(_SEEDS[0])
+    with _torch_alone():
+        first = eager(_SEEDS[0])
     has_gradient = tuple(gradient is not None for gradient in first[1:])
     flat, spec = tree_flatten((args, kwargs))
     tensors = [i for i, x in enumerate(flat) if isinstance(x, Tensor)]
@@ -129,8 +130,9 @@ def parameters(
         copy.copy(objective).loss(model, guide, *args, **kwargs)
     sites = {name: s for name, s in captured.trace.nodes.items() if s["type"] == "param"}
     leaves = {name: site["value"].unconstrained() for name, site in sites.items()}
-    leaves = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
-    return tuple(leaves), list(leaves.values())
+    # one parameter may have two names
+    leaves = {id(leaf): (name, leaf) for name, leaf in leaves.items() if leaf.requires_grad}
+    return tuple(name for name, _ in leaves.values()), [leaf for _, leaf in leaves.values()]
 
 
 def kl_weight(objective: Any) -> float:
@@ -242,6 +244,18 @@ def _elsewhere(leaves: Sequence[Tensor]) -> Iterator[None]:
         with torch.no_grad():
             for leaf, value in zip(leaves, saved, strict=True):
                 leaf.copy_(value)
+
+
+@contextmanager
+def _torch_alone() -> Iterator[None]:
+    """Refuses random numbers of other sources, however rarely they matter."""
+    before = random.getstate(), str(np.random.get_state(legacy=False))
+    yield
+    sources = "random of Python", "numpy.random"
+    after = random.getstate(), str(np.random.get_state(legacy=False))
+    for source, one, other in zip(sources, before, after, strict=True):
+        if one != other:
+            raise CaptureError(f"it draws from {source}, whose numbers a graph would keep. Use torch")
 
 
 @contextmanager

@@ -118,7 +118,8 @@ def draw(
         latents = frozenset(structure.latents)
         given_to = _Given(replaced, num if vectorize and num > 1 else None, nesting)
         prepare = _Prepare(latents, tied, num_inner, detached, fresh, leaves, given_to)
-        with _ScaleLatents(latent_scale) if latent_scale != 1.0 else nullcontext():
+        plain = not isinstance(latent_scale, Tensor) and latent_scale == 1.0
+        with nullcontext() if plain else _ScaleLatents(latent_scale):
             model_trace, guide_trace = run(model, guide, args, kwargs, prepare, enumerate_from)
         sites = factors(model_trace, guide_trace)
         if signature(sites) != structure.signature:
@@ -262,6 +263,8 @@ class _Given:
     def value_of(self, site: Site) -> Tensor:
         """In the shape that the program expects, which does not know of the particles."""
         value, batch = self.values[site["name"]], site["fn"].batch_shape
+        if self.num is not None:  # it may know of the particles through another given value
+            batch = batch[max(0, len(batch) - self.nesting) :]
         lead = () if self.num is None else (self.num, *[1] * (self.nesting - len(batch)))
         shape = (*lead, *batch, *site["fn"].event_shape)
         if value.numel() != math.prod(shape):
@@ -320,7 +323,7 @@ class _ScaleLatents(Messenger):
     """Multiplies the scale of all sites but the model's observations and what is summed out, which
     is a part of their density."""
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale: float | Tensor) -> None:
         super().__init__()
         self.scale = scale
 

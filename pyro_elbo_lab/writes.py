@@ -19,6 +19,7 @@ _UNDECLARED = {  # positions of the running statistics, which these write to in 
     aten.miopen_batch_norm.default: (3, 4),
 }
 _TRAINING = 5
+_FRESH = (aten.lift_fresh.default, aten.lift_fresh_copy.default)  # torch.tensor(...)
 
 
 class Writes(TorchDispatchMode):
@@ -38,7 +39,7 @@ class Writes(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         given = {_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         made = {_storage(x) for x in tree_leaves(result) if isinstance(x, Tensor)}
-        self._own |= made - given
+        self._own |= made if func in _FRESH else made - given
         return result
 
 

@@ -47,11 +47,9 @@ def leaves() -> dict[str, Tensor]:
 
 
 def settle(run: Run) -> None:
-    """Parameters that are made lazily are made."""
-    args = run.arguments(0)
-    with poutine.block(), torch.no_grad():
-        trace = poutine.trace(run.guide).get_trace(*args, **run.kwargs)
-        poutine.replay(run.model, trace=trace)(*args, **run.kwargs)
+    """What happens at the first run only has happened: plans and lazy parameters are made."""
+    with poutine.block():
+        run.objective.loss_and_grads(run.model, run.guide, *run.arguments(0), **run.kwargs)
 
 
 def evaluate(objective: ELBO, run: Run, args: tuple) -> Call:

@@ -70,7 +70,7 @@ def true_and_one_are_different_arguments():
     return Run(model, normal_z, each=lambda call: (True if call % 2 else 1,))
 
 
-@program("captured")
+@program("captured", same_stream=False)
 def sites_that_follow_a_flag():
     def model(hierarchical):
         mean = pyro.sample("mean", dist.Normal(0.0, 1.0)) if hierarchical else 0.5

@@ -16,7 +16,6 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.infer import autoguide as auto
 from pyro.poutine import block
 
-from pyro_elbo_lab.objectives import StandardELBO
 from tests.capture.registry import Run, program
 
 X = torch.tensor([0.3, -1.2, 2.8])
@@ -155,12 +154,8 @@ def guide_of_mixture():
     return guide
 
 
-@program("captured")
+@program("either")
 def auto_discrete_parallel():
     return Run(mixture, guide_of_mixture(), TraceEnum_ELBO(max_plate_nesting=1), (X,))
 
 
-@program("captured")
-def auto_discrete_parallel_by_its_score():
-    objective = StandardELBO(4, vectorize_particles=True)
-    return Run(mixture, guide_of_mixture(), objective, (X,))

@@ -150,7 +150,7 @@ def printing_a_latent():
     return Run(model, normal_z)
 
 
-@program("eager", reason="numpy")
+@program("eager", reason="numpy.random")
 def noise_of_numpy():
     def model():
         gaussian(np.random.normal())
@@ -158,7 +158,7 @@ def noise_of_numpy():
     return Run(model, normal_z)
 
 
-@program("eager", reason="numpy", same_stream=False)
+@program("eager", same_stream=False)
 def noise_of_a_numpy_generator():
     generator = np.random.default_rng(0)
 
@@ -168,7 +168,7 @@ def noise_of_a_numpy_generator():
     return Run(model, normal_z)
 
 
-@program("eager", reason="random")
+@program("eager", reason="random of Python")
 def noise_of_python():
     def model():
         gaussian(random.gauss(0.0, 1.0))
@@ -176,7 +176,7 @@ def noise_of_python():
     return Run(model, normal_z)
 
 
-@program("eager")
+@program("eager", reason="random of Python")
 def rare_noise_of_python():
     """Two runs in three agree."""
 
@@ -195,7 +195,7 @@ def seed_set_inside():
     return Run(model, normal_z)
 
 
-@program("eager", reason="generator", same_stream=False)
+@program("eager", reason="Generator", same_stream=False)
 def generator_of_its_own():
     generator = torch.Generator().manual_seed(0)
 
@@ -289,7 +289,7 @@ def noise_outside_of_sample_statements():
 def sort_topk_and_index():
     def model():
         z = pyro.sample("z", dist.Normal(torch.zeros(6), 1.0).to_event(1))
-        largest = z.sort().values[-1] + z.topk(2).values.sum() + z[z.argmax()]
+        largest = z.sort().values[-1] + z.topk(2).values.sum() + z.gather(0, z.argmax(0, keepdim=True)).sum()
         running = z.cumsum(0).logcumsumexp(0)[-1] + z.median()
         pyro.sample("x", dist.Normal(largest + running, 1.0), obs=X[0])
 

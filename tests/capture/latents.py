@@ -140,7 +140,7 @@ def cauchy_laplace_and_gumbel():
     return Run(model, guide)
 
 
-@program("either", reason="von_mises")
+@program("either", reason="VonMises")
 def von_mises_by_its_score():
     """Its sampler rejects draws in a loop that depends on them."""
 
@@ -186,7 +186,7 @@ def bernoulli_by_its_score():
 def categorical_and_poisson_by_their_scores():
     def model():
         k = pyro.sample("k", dist.Categorical(torch.tensor([0.2, 0.5, 0.3])))
-        n = pyro.sample("n", dist.Poisson(torch.tensor([1.0, 3.0, 6.0])[k]))
+        n = pyro.sample("n", dist.Poisson(torch.tensor([1.0, 3.0, 6.0]).index_select(0, k.reshape(1)).squeeze()))
         pyro.sample("y", dist.Normal(n, 1.0), obs=torch.tensor(2.2))
 
     def guide():

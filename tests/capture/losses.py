@@ -176,22 +176,22 @@ def trace_mean_field_elbo_of_pyro():
     return run(infer.TraceMeanField_ELBO())
 
 
-@program("captured")
+@program("either")
 def trace_graph_elbo_of_pyro():
     return run(infer.TraceGraph_ELBO())
 
 
-@program("captured")
+@program("either")
 def renyi_elbo_of_pyro():
     return run(infer.RenyiELBO(0.5, num_particles=3))
 
 
-@program("captured")
+@program("either")
 def trace_tail_adaptive_elbo_of_pyro():
     return run(infer.TraceTailAdaptive_ELBO(num_particles=3, **VECTORIZED))
 
 
-@program("captured")
+@program("either")
 def trace_enum_elbo_of_pyro():
     @infer.config_enumerate
     def mixture(x):
@@ -223,7 +223,7 @@ def mmd_of_pyro():
     return Run(scalar, points, infer.Trace_MMD(kernel, num_particles=3, **VECTORIZED), (X,))
 
 
-@program("captured")
+@program("either")
 def decaying_average_baseline():
     """A buffer of the guide's that Pyro updates by `backward` of a second loss."""
 

@@ -204,7 +204,7 @@ def autoencoder():
     return Run(vae.model, vae.guide, args=(PIXELS,))
 
 
-@program("captured")
+@program("either")
 def autoencoder_with_renyi_of_pyro():
     vae = Autoencoder()
     objective = RenyiELBO(0.5, num_particles=3, vectorize_particles=True)

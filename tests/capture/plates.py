@@ -41,7 +41,7 @@ def crossed_plates():
     return Run(model, AutoNormal(model), args=(ROWS.reshape(4, 3),))
 
 
-@program("captured")
+@program("either")
 def sequential_plate():
     def model(x):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
