@@ -89,11 +89,12 @@ def _innermost(frames: Sequence[Any]) -> str:
     return "no line of the program itself"
 
 
-_FOREIGN = tuple(
-    str(Path(module.__file__).parent) + "/"
-    for module in (torch, pyro)
-    if module.__file__ is not None
-) + (str(Path(__file__).parent) + "/", str(Path(traceback.__file__).parent / "contextlib.py"))
+_FOREIGN = (
+    str(Path(torch.__path__[0])) + "/",
+    str(Path(pyro.__path__[0])) + "/",
+    str(Path(__file__).parent) + "/",
+    str(Path(linecache.__file__).parent / "contextlib.py"),
+)
 
 
 def _why(error: Exception) -> str:

@@ -1,13 +1,11 @@
-"""One evaluation of an objective and its gradients, as a graph that was compared with eager runs."""
+"""An objective and its gradients as one graph, compared with eager runs before it is trusted."""
 
 import copy
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -16,8 +14,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_elbo_lab.capture import CaptureError, Graph, capture
+from pyro_elbo_lab.state import random_states_kept
 
-__all__ = ["Evaluation", "agree", "evaluate", "random_states_kept"]
+__all__ = ["Evaluation", "agree", "evaluate"]
 
 Program = Callable[..., Any]
 Values = Sequence[Tensor | None]
@@ -31,7 +30,8 @@ class Evaluation:
     """An objective of one model and guide at arguments of given shapes.
 
     Attributes:
-        graph: (*leaves, *data, *constants, *noise) -> (loss, *gradients of the leaves that have one).
+        graph: (*leaves, *data, *constants, *noise) -> (loss, *gradients), without those that are
+            None.
         names: of the parameters, in the order of the leaves.
         leaves: their unconstrained values.
         has_gradient: which of them the loss depends on.
@@ -43,6 +43,18 @@ class Evaluation:
     leaves: tuple[Tensor, ...]
     has_gradient: tuple[bool, ...]
     data: tuple[Tensor, ...]
+
+    @property
+    def trained(self) -> list[Tensor]:
+        """The leaves that the loss depends on."""
+        pairs = zip(self.leaves, self.has_gradient, strict=True)
+        return [leaf for leaf, has in pairs if has]
+
+    @property
+    def untrained(self) -> list[Tensor]:
+        """The others."""
+        pairs = zip(self.leaves, self.has_gradient, strict=True)
+        return [leaf.detach() for leaf, has in pairs if not has]
 
     def run(self, data: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Run the graph without compiling it; draws what the program would draw."""
@@ -242,16 +254,3 @@ def _elsewhere(leaves: Sequence[Tensor]) -> Iterator[None]:
         with torch.no_grad():
             for leaf, value in zip(leaves, saved, strict=True):
                 leaf.copy_(value)
-
-
-@contextmanager
-def random_states_kept() -> Iterator[None]:
-    """Restores the random states of torch, numpy and Python afterwards."""
-    states = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
