@@ -187,8 +187,9 @@ def _step(evaluation: Evaluation, update: Update, average: bool, num_inputs: int
     inner = evaluation.graph.module.graph
     placeholders = [node for node in inner.nodes if node.op == "placeholder"]
     given = [x.node for x in (*leaves, *rest)]
-    outputs = graph.graph_copy(inner, dict(zip(placeholders, given, strict=True)))
-    loss, *gradients = [fx.Proxy(node, tracer) for node in outputs]
+    outputs: Any = graph.graph_copy(inner, dict(zip(placeholders, given, strict=True)))
+    results: list[Any] = [fx.Proxy(node, tracer) for node in outputs]
+    loss, *gradients = results
     gradient: Any = torch.cat([g.reshape(-1) for g in gradients])
     named = dict(zip(update.rule.state, state, strict=True))
     moved, changed = update.rule.update(flat, gradient, named, numbers, update.options)
