@@ -16,7 +16,7 @@ import pyro
 import torch
 
 from pyro_elbo_lab import structure
-from pyro_elbo_lab.fit import seeded
+from pyro_elbo_lab.state import seeded
 
 Program = Callable[..., Any]
 

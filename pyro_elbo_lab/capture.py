@@ -1,6 +1,7 @@
 """A function of tensors that runs Pyro programs, captured as one graph of aten operators."""
 
 import linecache
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +15,10 @@ from pyro import poutine
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pyro_elbo_lab.noise import Noise, hoist
-from pyro_elbo_lab.writes import Writes
+from pyro_elbo_lab.writes import Writes, storage
 
 __all__ = ["CaptureError", "Graph", "capture", "users_line"]
 
@@ -62,7 +64,7 @@ def capture(
             outlives the function and is written to.
     """
     try:
-        with poutine.block(), unvalidated(), Writes(_refuse_write), _Guard(leaves):
+        with poutine.block(), unvalidated(), _no_numbers(), Writes(_refuse_write), _Guard(leaves):
             # aliases: a model may hold the very tensor that it is called with
             module = make_fx(function)(*[x.detach() for x in data])
     except CaptureError:
@@ -90,11 +92,12 @@ def _innermost(frames: Sequence[Any]) -> str:
     return "no line of the program itself"
 
 
-_FOREIGN = tuple(
-    str(Path(module.__file__).parent) + "/"
-    for module in (torch, pyro)
-    if module.__file__ is not None
-) + (str(Path(__file__).parent) + "/", str(Path(traceback.__file__).parent / "contextlib.py"))
+_FOREIGN = (
+    str(Path(torch.__path__[0])) + "/",
+    str(Path(pyro.__path__[0])) + "/",
+    str(Path(__file__).parent) + "/",
+    str(Path(linecache.__file__).parent / "contextlib.py"),
+)
 
 
 def _users_line_now() -> str:
@@ -116,18 +119,28 @@ class _Guard(TorchDispatchMode):
     def __init__(self, leaves: Sequence[Tensor]) -> None:
         super().__init__()
         self.leaves = {id(leaf) for leaf in leaves}
+        self.fixed: set[int] = set()  # storages of what is computed from nothing
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         if func is aten._local_scalar_dense.default and id(args[0]) in self.leaves:
             raise CaptureError(f"a Python number is read from a parameter ({_users_line_now()})")
-        if _counts(func, args):
+        if _counts(func, args) and not all(storage(x) in self.fixed for x in _tensors(args[1:])):
             raise CaptureError(
                 f"the shape of a tensor depends on values, in {func} ({_users_line_now()}). Select "
                 "with pyro.poutine.mask or torch.where, or index with integers from outside"
             )
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        made = {storage(x) for x in _tensors(result)}
+        given = {storage(x) for x in _tensors((args, kwargs))}
+        fixed = given <= self.fixed and torch.Tag.nondeterministic_seeded not in func.tags
+        self.fixed = self.fixed | made if fixed else self.fixed - made
+        return result
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(values) if isinstance(x, Tensor)]
 
 
 def _counts(func: Any, args: tuple) -> bool:
@@ -144,6 +157,25 @@ def _refuse_write(func: Any, tensor: Tensor) -> None:
         f"it writes to a tensor that outlives the call, in {func} ({_users_line_now()}); a "
         "BatchNorm layer in train mode does so"
     )
+
+
+@contextmanager
+def _no_numbers() -> Iterator[None]:
+    """Pyro's losses read numbers from parts of themselves, for reports: these stay tensors."""
+    kept = {"torch_item": _detached, "warn_if_nan": lambda value, *args, **kwargs: value}
+    losses = [vars(m) for name, m in sys.modules.items() if name.startswith("pyro.infer.")]
+    saved = [(loss, name, loss[name]) for loss in losses for name in kept if name in loss]
+    try:
+        for loss, name, _ in saved:
+            loss[name] = kept[name]
+        yield
+    finally:
+        for loss, name, function in saved:
+            loss[name] = function
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 @contextmanager

@@ -17,10 +17,11 @@ from pyro_elbo_lab import _specs, structure
 from pyro_elbo_lab._model_file import InputError, ModelFile, blaming, load
 from pyro_elbo_lab.comparison import compare
 from pyro_elbo_lab.convert import from_guide
-from pyro_elbo_lab.fit import Fit, fit, seeded
+from pyro_elbo_lab.fit import Fit, fit
 from pyro_elbo_lab.reference import nuts
 from pyro_elbo_lab.report import check_destination, write_report
 from pyro_elbo_lab.sampling import is_vectorizable
+from pyro_elbo_lab.state import seeded
 
 _PRINTED = [
     "k_hat",

@@ -10,10 +10,10 @@ import torch
 from pyro import poutine
 from xarray import DataTree
 
-from pyro_elbo_lab.fit import forget_namesakes, seeded
 from pyro_elbo_lab.layout import linear
 from pyro_elbo_lab.particles import Particles
 from pyro_elbo_lab.sampling import draw, is_vectorizable
+from pyro_elbo_lab.state import forget_namesakes, seeded
 from pyro_elbo_lab.structure import Structure, analyse, aside, first_enumerated_dim, run
 
 __all__ = ["from_guide", "site_dims", "to_datatree", "trace_dims"]

@@ -2,7 +2,8 @@
 
 A captured graph keeps the Python numbers that it was made with. `watch` finds where a program gets
 such numbers from: closures, globals, attributes of objects and modules. Its snapshot tells when one
-has changed. What it cannot see (files, clocks, C extensions) is left to comparisons with eager runs.
+has changed. What it cannot see (files, clocks, C extensions) is left to comparisons with eager
+runs.
 """
 
 import functools
@@ -77,7 +78,7 @@ def _fingerprint(value: Any) -> Any:
 
 
 def _places_of(value: Any, seen: set[int]) -> Iterator[Place]:
-    if id(value) in seen or isinstance(value, _SCALARS + (Tensor, np.ndarray)):
+    if id(value) in seen or isinstance(value, (*_SCALARS, Tensor, np.ndarray)):
         return
     seen.add(id(value))
     if isinstance(value, types.FunctionType):
@@ -119,7 +120,7 @@ def _of_object(value: Any, seen: set[int]) -> Iterator[Place]:
     own = vars(value)
     for name, entry in own.items():
         if name not in ("_parameters", "_buffers", "_modules") and not name.startswith("__"):
-            if isinstance(entry, _SCALARS + (Tensor, np.ndarray, list, tuple, dict)):
+            if isinstance(entry, (*_SCALARS, Tensor, np.ndarray, list, tuple, dict)):
                 yield own, name
             elif isinstance(entry, types.FunctionType | types.MethodType | functools.partial):
                 yield from _places_of(entry, seen)

@@ -1,13 +1,11 @@
-"""One evaluation of an objective and its gradients, as a graph that was compared with eager runs."""
+"""An objective and its gradients as one graph, compared with eager runs before it is trusted."""
 
 import copy
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -16,9 +14,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_elbo_lab.capture import CaptureError, Graph, capture, unvalidated
+from pyro_elbo_lab.state import foreign_random_states, random_states_kept
 from pyro_elbo_lab.writes import tensors_kept
 
-__all__ = ["Evaluation", "agree", "evaluate", "random_states_kept"]
+__all__ = ["Evaluation", "agree", "evaluate"]
 
 Program = Callable[..., Any]
 Values = Sequence[Tensor | None]
@@ -32,7 +31,8 @@ class Evaluation:
     """An objective of one model and guide at arguments of given shapes.
 
     Attributes:
-        graph: (*leaves, *data, *constants, *noise) -> (loss, *gradients of the leaves that have one).
+        graph: (*leaves, *data, *constants, *noise) -> (loss, *gradients), without those that are
+            None.
         names: of the parameters, in the order of the leaves.
         leaves: their unconstrained values.
         has_gradient: which of them the loss depends on.
@@ -44,6 +44,18 @@ class Evaluation:
     leaves: tuple[Tensor, ...]
     has_gradient: tuple[bool, ...]
     data: tuple[Tensor, ...]
+
+    @property
+    def trained(self) -> list[Tensor]:
+        """The leaves that the loss depends on."""
+        pairs = zip(self.leaves, self.has_gradient, strict=True)
+        return [leaf for leaf, has in pairs if has]
+
+    @property
+    def untrained(self) -> list[Tensor]:
+        """The others."""
+        pairs = zip(self.leaves, self.has_gradient, strict=True)
+        return [leaf.detach() for leaf, has in pairs if not has]
 
     def run(self, data: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Run the graph without compiling it; draws what the program would draw."""
@@ -90,6 +102,8 @@ def evaluate(
 def _evaluate(
     objective: ELBO, model: Program, guide: Program, args: tuple, kwargs: dict
 ) -> Evaluation:
+    if not hasattr(objective, "differentiable_loss"):
+        raise CaptureError(f"{type(objective).__name__} has no differentiable loss")
     names, leaves = parameters(objective, model, guide, args, kwargs)
 
     def eager(seed: int) -> list[Tensor | None]:
@@ -97,8 +111,11 @@ def _evaluate(
         with poutine.block(), unvalidated():
             return _loss_and_gradients(copy.copy(objective), model, guide, args, kwargs, leaves)
 
-    with _torch_alone():
-        first = eager(_SEEDS[0])
+    before = foreign_random_states()
+    first = eager(_SEEDS[0])
+    for source, state in foreign_random_states().items():
+        if state != before[source]:
+            raise CaptureError(f"it draws from {source}, whose numbers a graph keeps. Use torch")
     has_gradient = tuple(gradient is not None for gradient in first[1:])
     flat, spec = tree_flatten((args, kwargs))
     tensors = [i for i, x in enumerate(flat) if isinstance(x, Tensor)]
@@ -127,7 +144,10 @@ def parameters(
 ) -> tuple[tuple[str, ...], list[Tensor]]:
     """Names and unconstrained values of the parameters that an objective reads."""
     with poutine.block(), poutine.trace(param_only=True) as captured, torch.no_grad():
-        copy.copy(objective).loss(model, guide, *args, **kwargs)
+        try:
+            copy.copy(objective).loss(model, guide, *args, **kwargs)
+        except NotImplementedError:
+            raise CaptureError(f"{type(objective).__name__} has no loss") from None
     sites = {name: s for name, s in captured.trace.nodes.items() if s["type"] == "param"}
     leaves = {name: site["value"].unconstrained() for name, site in sites.items()}
     # one parameter may have two names
@@ -158,10 +178,7 @@ def _loss_and_gradients(
     kwargs: dict,
     leaves: Sequence[Tensor],
 ) -> list[Tensor | None]:
-    try:
-        loss = objective.differentiable_loss(model, guide, *args, **kwargs)
-    except NotImplementedError:
-        raise CaptureError(f"{type(objective).__name__} has no differentiable loss") from None
+    loss = objective.differentiable_loss(model, guide, *args, **kwargs)
     if not isinstance(loss, Tensor):
         raise CaptureError("the loss does not depend on a tensor")
     gradients: Sequence[Tensor | None] = [None] * len(leaves)
@@ -244,28 +261,3 @@ def _elsewhere(leaves: Sequence[Tensor]) -> Iterator[None]:
         with torch.no_grad():
             for leaf, value in zip(leaves, saved, strict=True):
                 leaf.copy_(value)
-
-
-@contextmanager
-def _torch_alone() -> Iterator[None]:
-    """Refuses random numbers of other sources, however rarely they matter."""
-    before = random.getstate(), str(np.random.get_state(legacy=False))
-    yield
-    sources = "random of Python", "numpy.random"
-    after = random.getstate(), str(np.random.get_state(legacy=False))
-    for source, one, other in zip(sources, before, after, strict=True):
-        if one != other:
-            raise CaptureError(f"it draws from {source}, whose numbers a graph would keep. Use torch")
-
-
-@contextmanager
-def random_states_kept() -> Iterator[None]:
-    """Restores the random states of torch, numpy and Python afterwards."""
-    states = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])

@@ -1,27 +1,38 @@
 """The training loop: one SVI fit and what it leaves behind."""
 
+import itertools
 import math
-import random
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
+from matplotlib.axes import Axes
 from pyro import poutine
-from pyro.infer import ELBO, SVI
+from pyro.infer import ELBO
 from pyro.nn import PyroModule
 from pyro.optim import ClippedAdam, PyroOptim
-from pyro.params.param_store import normalize_param_name
+from torch import Tensor
 from tqdm import tqdm
+from xarray import DataTree
 
-__all__ = ["Fit", "default_optimizer", "fit", "forget_namesakes", "seeded"]
+from pyro_elbo_lab.convert import from_guide
+from pyro_elbo_lab.evaluation import parameters
+from pyro_elbo_lab.state import forget_namesakes, random_states_kept, seeded
+from pyro_elbo_lab.steps import Compile, Steps, Task, steps_of
+
+__all__ = ["Fit", "default_optimizer", "fit"]
 
 Program = Callable[..., Any]
+Callback = Callable[[int, float], bool | None]
 
 
 @dataclass(frozen=True)
@@ -30,10 +41,14 @@ class Fit:
 
     Attributes:
         losses: the objective's loss at every step, in nats, shape (num_steps,).
-        seconds: wall time of the training.
+        seconds: wall time of the training, compiling included.
         num_steps: the steps taken: fewer than asked for if the fit was interrupted.
         guide: the guide, whose parameters are now the fitted ones.
         objective: the objective that was minimised.
+        compile_seconds: what of the wall time it took to capture and compile the step.
+        compilation: how steps were taken, and why.
+        parameters: the fitted unconstrained parameters of model and guide, by name.
+        averaged: their averages over the last steps, if these were asked for.
     """
 
     losses: np.ndarray
@@ -41,6 +56,99 @@ class Fit:
     num_steps: int
     guide: Program
     objective: ELBO
+    compile_seconds: float = 0.0
+    compilation: str = "eager"
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    averaged: Mapping[str, Tensor] = field(default_factory=dict)
+    _model: Program | None = field(default=None, repr=False)
+    _args: tuple = field(default=(), repr=False)
+    _kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def posterior(self, num_samples: int = 1000, seed: int = 0) -> DataTree:
+        """Draws from the guide, scored by guide and model: see `from_guide`.
+
+        Args:
+            num_samples: how many.
+            seed: of the draws.
+
+        Raises:
+            ValueError: the fit was loaded without a model.
+        """
+        if self._model is None:
+            raise ValueError("This fit was loaded without a model: call from_guide yourself.")
+        self.restore()
+        with seeded(seed):
+            return from_guide(
+                self.guide, self._model, *self._args, num_samples=num_samples, **self._kwargs
+            )
+
+    def restore(self, averaged: bool = False) -> None:
+        """Give the parameters the values that this fit ended with, or their averages.
+
+        Args:
+            averaged: whether to take the averages.
+
+        Raises:
+            ValueError: there are no averages, or a parameter that has another shape or is missing.
+        """
+        if averaged and not self.averaged:
+            raise ValueError("No averages were kept: call fit(..., average=0.5), for example.")
+        _assign({**self.parameters, **self.averaged} if averaged else self.parameters)
+
+    def plot_loss(self, ax: Axes | None = None) -> Axes:
+        """Draw the losses over the steps, and their running median.
+
+        Args:
+            ax: where to draw, by default on new axes.
+        """
+        from pyro_elbo_lab.plots import plot_loss
+
+        return plot_loss(self.losses, ax)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything but the programs to a file, which `load` reads.
+
+        Args:
+            path: of the file.
+        """
+        names = ("num_steps", "seconds", "compile_seconds", "compilation")
+        content = {name: getattr(self, name) for name in names}
+        content["losses"] = torch.from_numpy(self.losses)
+        content["parameters"] = dict(self.parameters)
+        content["averaged"] = dict(self.averaged)
+        torch.save(content, path)
+
+    @staticmethod
+    def load(
+        path: str | Path,
+        model: Program,
+        guide: Program,
+        *args: Any,
+        objective: ELBO,
+        **kwargs: Any,
+    ) -> "Fit":
+        """Read a fit, and give the parameters of model and guide its values.
+
+        Args:
+            path: of the file.
+            model: the model that was fitted.
+            guide: a guide of the same kind as the fitted one.
+            args: positional arguments of both.
+            objective: the objective that was minimised.
+            kwargs: keyword arguments of both.
+
+        Raises:
+            ValueError: a parameter has another shape, or is missing.
+        """
+        content = torch.load(path, weights_only=True)
+        content["losses"] = content["losses"].numpy()
+        _start_afresh(guide, args, kwargs)
+        _parameters(objective, model, guide, args, kwargs)
+        result = Fit(
+            guide=guide, objective=objective, _model=model, _args=args, _kwargs=kwargs, **content
+        )
+        result.restore()
+        return result
 
 
 def fit(
@@ -50,26 +158,45 @@ def fit(
     objective: ELBO,
     optimizer: PyroOptim | None = None,
     num_steps: int = 2000,
+    compile: Compile = "auto",
+    batches: Iterable[Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    average: float = 0.0,
     seed: int = 0,
     progress: bool = True,
     **kwargs: Any,
 ) -> Fit:
-    """Train a guide with stochastic variational inference (`pyro.infer.SVI`).
+    """Train a guide with stochastic variational inference.
+
+    A compiled fit runs whole steps, objective, gradients and optimiser, as one compiled graph: see
+    `compiled` for what can be captured, and how the graph is compared with eager runs. Its random
+    numbers are drawn for many steps at once, from the same distributions as those of an eager fit
+    but as another stream; with `batches` or `callbacks`, which take one step at a time, it is the
+    same stream. What cannot be compiled runs eagerly (`pyro.infer.SVI`), and a warning says why.
+    Adam, AdamW, SGD and ClippedAdam of `pyro.optim` are compiled, also under a learning rate
+    schedule of `pyro.optim`; with others the loss alone is.
 
     A guide that is a `PyroModule`, as every autoguide is, starts from its own values: parameters
     that another guide of the same name left in the param store are dropped from the store, which
     takes nothing from that other guide. Everything else stays as it is and continues from where it
-    is, as in SVI: `pyro.param` statements of a function, and the parameters of the model. Call
-    `pyro.clear_param_store()` beforehand to start these afresh. The random state is the caller's
-    again afterwards.
+    is, as in SVI: `pyro.param` statements of a function, the parameters of the model, and what an
+    optimizer has learnt in an earlier fit. Call `pyro.clear_param_store()` beforehand to start
+    these afresh. The random state is the caller's again afterwards.
 
     Args:
         model: a Pyro model.
         guide: a Pyro guide.
         args: positional arguments of model and guide.
         objective: the loss, such as `StandardELBO()`.
-        optimizer: as `SVI` takes it; by default `default_optimizer(num_steps)`.
+        optimizer: as `SVI` takes it; by default `default_optimizer(num_steps)`. Learning rate
+            schedules move on after every step.
         num_steps: the number of gradient steps, at least 1.
+        compile: True, False, or "auto": compile if the fit is long enough to pay it back.
+        batches: positional arguments step by step in place of `args`: tensors or tuples, such as a
+            `DataLoader` yields. It is gone through again and again.
+        callbacks: called after every step with the number of steps so far and the loss; parameters
+            are up to date then. The fit ends when one returns True.
+        average: the share of the steps, from the end, over which parameters are averaged.
         seed: of everything random in the fit.
         progress: whether to show a progress bar.
         kwargs: keyword arguments of model and guide.
@@ -78,11 +205,13 @@ def fit(
         The losses and the fitted guide. Ctrl-C ends the fit early and returns the steps so far.
 
     Raises:
-        ValueError: `num_steps` is below 1.
-        FloatingPointError: the loss became NaN; the message names the step.
+        ValueError: `num_steps` is below 1, `average` not in 0 to 1, `batches` are empty or given
+            beside `args`.
+        FloatingPointError: the loss became NaN; the message names the step. Parameters are those
+            before this step.
 
     Warns:
-        UserWarning: the model mixes floating-point types.
+        UserWarning: the model mixes floating-point types, or cannot be compiled.
 
     Example:
         >>> import pyro.distributions as dist
@@ -98,28 +227,62 @@ def fit(
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
-    svi = SVI(model, guide, optimizer or default_optimizer(num_steps), loss=objective)
-    losses: list[float] = []
+    if not 0 <= average <= 1:
+        raise ValueError(f"average must be a share of the steps, from 0 to 1, got {average}.")
+    first, forever = _arguments(args, batches)
+    optimizer = optimizer or default_optimizer(num_steps)
+    average_from = num_steps - max(1, round(average * num_steps)) if average else None
+    task = Task(
+        model, guide, objective, optimizer, forever, first, kwargs, batches is not None,
+        average_from, num_steps, bool(callbacks),
+    )  # fmt: skip
     started = time.perf_counter()
     with seeded(seed):
-        _start_afresh(guide, args, kwargs)
-        warn_of_mixed_dtypes(model, args, kwargs)
-        with tqdm(total=num_steps, desc="SVI", disable=not progress) as bar:
-            try:
-                while len(losses) < num_steps:
-                    losses.append(_step(svi, losses, args, kwargs))
-                    bar.update()
-                    if len(losses) % 100 == 0:
-                        bar.set_postfix(loss=f"{np.mean(losses[-100:]):.4g}", refresh=False)
-            except KeyboardInterrupt:
-                bar.write(f"Interrupted after {len(losses)} of {num_steps} steps.")
+        _start_afresh(guide, first, kwargs)
+        warn_of_mixed_dtypes(model, first, kwargs)
+        steps = steps_of(task, compile)
+        losses = _train(task, steps, callbacks, progress)
     return Fit(
         losses=np.array(losses),
         seconds=time.perf_counter() - started,
         num_steps=len(losses),
         guide=guide,
         objective=objective,
+        compile_seconds=steps.seconds,
+        compilation=steps.note,
+        parameters=_parameters(objective, model, guide, first, kwargs),
+        averaged={name: value.clone() for name, value in steps.averages().items()},
+        _model=model,
+        _args=first,
+        _kwargs=kwargs,
     )
+
+
+def _train(task: Task, steps: Steps, callbacks: Sequence[Callback], progress: bool) -> list[float]:
+    losses: list[float] = []
+    with tqdm(total=task.num_steps, desc="SVI", disable=not progress) as bar, _stoppable() as stop:
+        if progress and steps.seconds:
+            bar.write(f"{steps.note}; {steps.seconds:.1f} s to compile.")
+            bar.unpause()
+        try:
+            while len(losses) < task.num_steps and not stop():
+                losses += (new := steps.take(len(losses), task.num_steps - len(losses)))
+                bar.update(len(new))
+                if math.isnan(losses[-1]):
+                    break
+                if len(new) > 1 or len(losses) % 100 == 0:
+                    bar.set_postfix(loss=f"{np.mean(losses[-100:]):.4g}", refresh=False)
+                if any([callback(len(losses), losses[-1]) for callback in callbacks]):
+                    break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            steps.settle()
+        if losses and math.isnan(losses[-1]):
+            _refuse_nan(task, losses)
+        if progress and len(losses) < task.num_steps and not callbacks:
+            bar.write(f"Interrupted after {len(losses)} of {task.num_steps} steps.")
+    return losses
 
 
 def default_optimizer(num_steps: int) -> ClippedAdam:
@@ -137,68 +300,6 @@ def default_optimizer(num_steps: int) -> ClippedAdam:
         0.05
     """
     return ClippedAdam({"lr": 0.05, "lrd": 0.01 ** (1 / num_steps), "clip_norm": math.inf})
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch, numpy and Python's random inside the block, and restore their states after it.
-
-    Example:
-        >>> with seeded(1):
-        ...     first = torch.rand(())
-        >>> with seeded(1):
-        ...     assert torch.rand(()) == first
-    """
-    states = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices):
-            pyro.set_rng_seed(seed)
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-
-
-def forget_namesakes(module: Any) -> None:
-    """Drop entries of the param store that bear the names of a module's parameters but are not
-    these parameters.
-
-    Pyro's modules share parameters by name: without this, two guides of one class take on each
-    other's values as soon as they are called. A module registers its own parameters again when
-    it is called, so nothing is lost by dropping them. Anything but a `PyroModule` is left alone,
-    and so is a guide without parameters yet, which Pyro fills from the param store.
-
-    Args:
-        module: a guide or model.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> from pyro.infer.autoguide import AutoDelta
-        >>> def model():
-        ...     pyro.sample("z", dist.Normal(0.0, 1.0))
-        >>> first = AutoDelta(model)
-        >>> _ = first()
-        >>> forget_namesakes(first)
-        >>> list(pyro.get_param_store())
-        ['AutoDelta.z']
-        >>> with pyro.get_param_store().scope():  # another guide, set up where the first is not
-        ...     second = AutoDelta(model)
-        ...     _ = second()
-        >>> forget_namesakes(second)
-        >>> list(pyro.get_param_store())
-        []
-    """
-    if not isinstance(module, PyroModule):
-        return
-    store = pyro.get_param_store()
-    own = {
-        f"{module._pyro_name}.{name}".removeprefix(".").removesuffix("_unconstrained"): parameter
-        for name, parameter in module.named_parameters()
-    }
-    for name, parameter in list(store.named_parameters()):
-        if own.get(normalize_param_name(name), parameter) is not parameter:
-            del store[name]
 
 
 def warn_of_mixed_dtypes(model: Program, args: tuple, kwargs: Mapping[str, Any]) -> None:
@@ -228,13 +329,81 @@ def _start_afresh(guide: Program, args: tuple, kwargs: Mapping[str, Any]) -> Non
         forget_namesakes(guide)
 
 
-def _step(svi: SVI, losses: list[float], args: tuple, kwargs: Mapping[str, Any]) -> float:
-    loss = svi.step(*args, **kwargs)
-    if math.isnan(loss):
-        before = f"it was {losses[-1]:.6g} before" if losses else "there is no step before"
-        raise FloatingPointError(
-            f"The loss became NaN at step {len(losses) + 1}; {before}. Look for NaN in the data or "
-            "a log-density that is not finite at the guide's draws "
-            "(pyro.enable_validation(True) names the site); otherwise lower the learning rate."
-        )
-    return loss
+def _arguments(args: tuple, batches: Iterable[Any] | None) -> tuple[tuple, Iterator[tuple]]:
+    """The first step's positional arguments, and those of all steps."""
+    if batches is None:
+        return args, itertools.repeat(args)
+    if args:
+        raise ValueError("Positional arguments come from args or from batches, not from both.")
+    forever = _forever(batches)
+    first = next(forever, None)
+    if first is None:
+        raise ValueError("batches is empty.")
+    return first, itertools.chain([first], forever)
+
+
+def _forever(batches: Iterable[Any]) -> Iterator[tuple]:
+    while True:
+        batch = None
+        for batch in batches:
+            yield tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+        if batch is None:
+            return
+
+
+def _parameters(
+    objective: ELBO, model: Program, guide: Program, args: tuple, kwargs: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    with random_states_kept():
+        names, leaves = parameters(objective, model, guide, args, dict(kwargs))
+    return {name: leaf.detach().clone() for name, leaf in zip(names, leaves, strict=True)}
+
+
+def _assign(values: Mapping[str, Tensor]) -> None:
+    store = pyro.get_param_store()
+    for name, value in values.items():
+        if name not in store:
+            raise ValueError(f"There is no parameter '{name}' to give the fitted value to.")
+        leaf = store[name].unconstrained()
+        if leaf.shape != value.shape:
+            raise ValueError(
+                f"Parameter '{name}' has the unconstrained shape {tuple(leaf.shape)}, the fit one "
+                f"of {tuple(value.shape)}."
+            )
+        with torch.no_grad():
+            leaf.copy_(value)
+
+
+@contextmanager
+def _stoppable() -> Iterator[Callable[[], bool]]:
+    """Inside the block Ctrl-C lets a step come to its end; the function tells whether it came."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked = False
+
+    def ask(*_: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _refuse_nan(task: Task, losses: Sequence[float]) -> None:
+    before = f"it was {losses[-2]:.6g} before" if len(losses) > 1 else "there is no step before"
+    found = ""
+    try:
+        task.objective.loss(task.model, task.guide, *task.first, **task.kwargs)
+    except ValueError as error:  # names the site
+        found = f" {error}"
+    raise FloatingPointError(
+        f"The loss became NaN at step {len(losses)}; {before}. Look for NaN in the data or "
+        "a log-density that is not finite at the guide's draws "
+        f"(pyro.enable_validation(True) names the site); otherwise lower the learning rate.{found}"
+    )

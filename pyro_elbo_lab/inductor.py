@@ -1,24 +1,30 @@
 """A graph, compiled by `torch._inductor` and run on fixed tensors in the fastest way there is.
 
 On the CPU the compiled graph's kernels are recorded and called from C (see `recording`), on a GPU
-the whole graph is one CUDA graph. Either is used only once it has given what the graph itself gives.
+the whole graph is one CUDA graph. Either is used once it has given what the graph itself gives.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
 from torch._inductor import config
 
 from pyro_elbo_lab.recording import Feed, NotRecordableError, record
+from pyro_elbo_lab.state import random_states_kept
 
-__all__ = ["Runner", "compile_graph", "runner_of"]
+__all__ = ["MOST_NODES", "Runner", "checked_runner", "runner_of"]
 
 Compiled = Callable[..., Sequence[Tensor]]
 
+MOST_NODES = 6000
+"""Larger graphs take minutes to compile."""
+
 _SETTINGS = {"fallback_random": True}
+_COMPARISONS = 2
+_ULPS = 1e3
 
 
 class Runner(Protocol):
@@ -31,16 +37,84 @@ class Runner(Protocol):
     ) -> None: ...
 
 
-def compile_graph(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
-    """Compile a graph.
+def checked_runner(
+    module: fx.GraphModule,
+    inputs: Sequence[Tensor],
+    refill: Callable[[], None],
+    num_written: int = 0,
+) -> tuple[Runner, str]:
+    """The compiled graph, once its outputs are those of the graph.
 
     Args:
-        module: takes tensors, may write to them, returns a tuple of tensors.
-        inputs: tensors of the shapes, strides, types and devices that it will get.
+        module: takes tensors, may write to the first few, returns a tuple of tensors.
+        inputs: the tensors that will hold its inputs at every run; as before afterwards, but for
+            what `refill` changes.
+        refill: draws new random inputs.
+        num_written: how many inputs it writes to.
 
     Returns:
-        A function of such tensors that does the same, to rounding.
+        The runner; and if it runs the graph without compiling it, why.
     """
+    inputs = [x.detach() for x in inputs]
+    saved = [x.clone() for x in inputs[:num_written]]
+
+    def restored() -> list[Tensor]:
+        for x, before in zip(inputs, saved, strict=False):
+            x.copy_(before)
+        return inputs
+
+    runner, reason = _runner_or_why_not(module, restored, refill)
+    if runner is None:
+        runner = runner_of(module, restored())
+    restored()
+    return runner, reason
+
+
+def _runner_or_why_not(
+    module: fx.GraphModule, restored: Callable[[], list[Tensor]], refill: Callable[[], None]
+) -> tuple[Runner | None, str]:
+    size = len(module.graph.nodes)
+    if size > MOST_NODES:
+        return None, (
+            f"the graph has {size} operators (a loop over time steps?) and would take minutes to "
+            f"compile; at most {MOST_NODES} are compiled"
+        )
+    try:
+        runner = runner_of(_compile(module, restored()), restored())
+    except Exception as error:  # inductor has no one type for what it cannot do
+        return None, f"it could not be compiled: {_first_line(error)}"
+    for _ in range(_COMPARISONS):
+        refill()
+        with random_states_kept(), torch.no_grad():
+            expected = [x.clone() for x in module(*[x.clone() for x in restored()])]
+        with random_states_kept():
+            restored()
+            runner.run()
+        if not _close(runner.outputs, expected):
+            return None, (
+                "the compiled graph does not give what the graph gives (losses "
+                f"{float(runner.outputs[0]):.7g} and {float(expected[0]):.7g})"
+            )
+    return runner, ""
+
+
+def _close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Whether values are equal to rounding at the scale of the largest among them: small gradients
+    may be differences of large terms."""
+    scale = max([1.0, *(float(x.abs().max()) for x in expected if x.numel())])
+    return all(
+        torch.allclose(
+            a, b, rtol=0.0, atol=_ULPS * torch.finfo(b.dtype).eps * scale, equal_nan=True
+        )
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _compile(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
     with torch.no_grad(), warnings.catch_warnings(), config.patch(_SETTINGS):
         warnings.simplefilter("ignore")  # of no concern to who fits a model
         return torch._inductor.standalone_compile(
@@ -49,11 +123,10 @@ def compile_graph(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
 
 
 def runner_of(compiled: Compiled, inputs: Sequence[Tensor]) -> Runner:
-    """The fastest runner of a compiled graph. It runs the graph once: inputs that the graph writes to
-    change.
+    """The fastest runner of a compiled graph. It runs the graph: what this writes to changes.
 
     Args:
-        compiled: from `compile_graph`, or the graph itself.
+        compiled: what inductor made of a graph, or the graph itself.
         inputs: the tensors that will hold its inputs at every run.
     """
     inputs = [x.detach() for x in inputs]

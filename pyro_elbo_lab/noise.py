@@ -19,8 +19,13 @@ __all__ = ["Noise", "hoist"]
 
 aten = torch.ops.aten
 
-_EMPTY = (aten.empty.memory_format, aten.empty_like.default, aten.empty_strided.default)
-_EMPTY += (aten.new_empty.default, aten.new_empty_strided.default)
+_EMPTY: tuple[Any, ...] = (
+    aten.empty.memory_format,
+    aten.empty_like.default,
+    aten.empty_strided.default,
+    aten.new_empty.default,
+    aten.new_empty_strided.default,
+)
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,34 @@ def plot_densities(comparison: Comparison, max_parameters: int = 12) -> Figure:
     return figure
 
 
+def plot_loss(losses: np.ndarray, ax: Axes | None = None) -> Axes:
+    """The losses of one fit over its steps, and their running median.
+
+    The vertical axis leaves out the first tenth of the steps, where losses may be huge.
+
+    Args:
+        losses: in nats, shape (num_steps,).
+        ax: where to draw, by default on new axes.
+
+    Example:
+        >>> plot_loss(np.linspace(5.0, 1.0, 100)).get_xlabel()
+        'step'
+    """
+    if ax is None:
+        _, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    steps = np.arange(1, len(losses) + 1)
+    window = max(1, len(losses) // 50)
+    medians = [np.median(part) for part in np.array_split(losses, max(1, len(losses) // window))]
+    centres = [np.mean(part) for part in np.array_split(steps, len(medians))]
+    ax.plot(steps, losses, linewidth=0.5, alpha=0.4, color="C0", label="every step")
+    ax.plot(centres, medians, linewidth=1.8, color="C1", label=f"median of {window} steps")
+    low, high = np.nanquantile(losses[len(losses) // 10 :], [0.005, 0.995])
+    margin = 0.05 * (high - low) or 1.0
+    ax.set(xlabel="step", ylabel="loss (nats)", ylim=(low - margin, high + margin))
+    ax.legend(frameon=False)
+    return ax
+
+
 def plot_training(comparison: Comparison, losses: Mapping[str, np.ndarray]) -> Figure:
     """Draw the objective (minus the loss) of each approximation against the training step.
 

@@ -12,6 +12,7 @@ import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import BuiltinFunctionType
 from typing import Any, NamedTuple
 
@@ -241,10 +242,43 @@ class _Operators(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         results = func(*args, **(kwargs or {}))
-        if not (func.is_view or func in _ALLOCATIONS):
+        if func.is_view or func in _ALLOCATIONS:
+            return results
+        native = _native(func, args, kwargs or {})
+        if native is not None:
+            self.log.keep.append((args, kwargs))
+            self.log.calls.append(native)
+        else:
             flat = tree_flatten(results)[0]
             self.log.calls.append(_Operator(func, args, kwargs or {}, flat))
         return results
+
+
+_PRODUCTS = {
+    torch.ops.aten.mm.out: "aoti_torch_cpu_mm_out",
+    torch.ops.aten.bmm.out: "aoti_torch_cpu_bmm_out",
+}
+
+
+def _native(func: Any, args: tuple, kwargs: dict[str, Any]) -> _Kernel | None:
+    """A matrix product through the C interface that PyTorch has for compiled models."""
+    if func not in _PRODUCTS:
+        return None
+    try:
+        address = ctypes.cast(
+            getattr(ctypes.CDLL(_LIBTORCH), _PRODUCTS[func]), ctypes.c_void_p
+        ).value
+        tensors = [kwargs["out"], *args]
+        capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)
+    except (AttributeError, OSError):
+        return None
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    assert address is not None
+    return _Kernel(address, [pointer(capsule, None) for capsule in capsules])
+
+
+_LIBTORCH = str(Path(torch.__path__[0]) / "lib" / "libtorch_cpu.so")
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from pyro.infer import MCMC, NUTS
 from xarray import DataTree
 
 from pyro_elbo_lab.convert import to_datatree, trace_dims
-from pyro_elbo_lab.fit import seeded
 from pyro_elbo_lab.potential import (
     Potential,
     constrain,
@@ -26,6 +25,7 @@ from pyro_elbo_lab.potential import (
     prepare,
     starting_point,
 )
+from pyro_elbo_lab.state import seeded
 
 __all__ = ["nuts"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Writes", "tensors_kept"]
+__all__ = ["Writes", "storage", "tensors_kept"]
 
 aten = torch.ops.aten
 
@@ -34,11 +34,11 @@ class Writes(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         for tensor in _written(func, args, kwargs or {}):
-            if _storage(tensor) not in self._own:
+            if storage(tensor) not in self._own:
                 self._before(func, tensor)
         result = func(*args, **(kwargs or {}))
-        given = {_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        made = {_storage(x) for x in tree_leaves(result) if isinstance(x, Tensor)}
+        given = {storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        made = {storage(x) for x in tree_leaves(result) if isinstance(x, Tensor)}
         self._own |= made if func in _FRESH else made - given
         return result
 
@@ -83,5 +83,6 @@ def _written(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:
     return [x for x in tree_leaves(arguments) if isinstance(x, Tensor)]
 
 
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def storage(tensor: Tensor) -> int:
+    """What tensors that share memory have in common."""
+    return tensor.untypedstorage()._cdata

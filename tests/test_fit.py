@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from models import linear_regression
-from pyro_elbo_lab.fit import Fit, default_optimizer, fit, forget_namesakes, seeded
+from pyro_elbo_lab.fit import Fit, default_optimizer, fit
+from pyro_elbo_lab.state import forget_namesakes, seeded
 from pyro_elbo_lab.objectives import StandardELBO
 
 

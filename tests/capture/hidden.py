@@ -168,7 +168,7 @@ def noise_of_a_numpy_generator():
     return Run(model, normal_z)
 
 
-@program("eager", reason="random of Python")
+@program("eager", reason="Python's random")
 def noise_of_python():
     def model():
         gaussian(random.gauss(0.0, 1.0))
@@ -176,7 +176,7 @@ def noise_of_python():
     return Run(model, normal_z)
 
 
-@program("eager", reason="random of Python")
+@program("eager", reason="Python's random")
 def rare_noise_of_python():
     """Two runs in three agree."""
 

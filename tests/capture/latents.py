@@ -360,7 +360,9 @@ def normalizing_flow_likelihood():
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         base = dist.Normal(z.expand(2), 1.0).to_event(1)
         with pyro.plate("data", len(y)):
-            pyro.sample("y", dist.TransformedDistribution(base, [flow]), obs=y)
+            likelihood = dist.TransformedDistribution(base, [flow])
+            likelihood.clear_cache()
+            pyro.sample("y", likelihood, obs=y)
 
     return Run(model, normal_z, args=(X.reshape(2, 2),))
 

@@ -74,7 +74,7 @@ def batch_norm_in_evaluation():
     return Run(through(net), guide_of_plate, state=lambda: dict(net.named_buffers()))
 
 
-@program("eager", reason="buffer")
+@program("eager", reason="outlives")
 def buffer_updated_in_place():
     class Counting(nn.Module):
         def __init__(self):
