@@ -1,12 +1,9 @@
 """A function of tensors that runs Pyro programs, captured as one graph of aten operators."""
 
-import linecache
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -14,19 +11,13 @@ import torch
 from pyro import poutine
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from pyro_elbo_lab.guard import CaptureError, guarded, users_line
 from pyro_elbo_lab.noise import Noise, hoist
-from pyro_elbo_lab.writes import Writes, storage
 
-__all__ = ["CaptureError", "Graph", "capture", "users_line"]
+__all__ = ["Graph", "capture", "unvalidated"]
 
 aten = torch.ops.aten
-
-
-class CaptureError(Exception):
-    """The program cannot be one graph; the message says why, and where in the user's code."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,7 @@ def capture(
             outlives the function and is written to.
     """
     try:
-        with poutine.block(), unvalidated(), _no_numbers(), Writes(_refuse_write), _Guard(leaves):
+        with poutine.block(), unvalidated(), _no_numbers(), guarded([*leaves, *data]):
             # aliases: a model may hold the very tensor that it is called with
             module = make_fx(function)(*[x.detach() for x in data])
     except CaptureError:
@@ -78,85 +69,12 @@ def capture(
     return Graph(module, constants, noise)
 
 
-def users_line(error: BaseException) -> str:
-    """The innermost line of the traceback that is neither PyTorch's, nor Pyro's, nor ours."""
-    return _innermost([frame for frame, _ in traceback.walk_tb(error.__traceback__)])
-
-
-def _innermost(frames: Sequence[Any]) -> str:
-    for frame in reversed(frames):
-        path = frame.f_code.co_filename
-        if not path.startswith((*_FOREIGN, "<")):
-            line = linecache.getline(path, frame.f_lineno).strip()
-            return f"{Path(path).name}, line {frame.f_lineno}: {line}"
-    return "no line of the program itself"
-
-
-_FOREIGN = (
-    str(Path(torch.__path__[0])) + "/",
-    str(Path(pyro.__path__[0])) + "/",
-    str(Path(__file__).parent) + "/",
-    str(Path(linecache.__file__).parent / "contextlib.py"),
-)
-
-
-def _users_line_now() -> str:
-    return _innermost([frame for frame, _ in traceback.walk_stack(None)][::-1])
-
-
 def _why(error: Exception) -> str:
     text = str(error)
     if "_local_scalar_dense" in text or "data-dependent" in text.lower():
         return f"a Python number or branch depends on a tensor's values ({users_line(error)})"
     first = text.strip().splitlines()[0] if text.strip() else ""
     return f"{type(error).__name__}: {first} ({users_line(error)})"
-
-
-class _Guard(TorchDispatchMode):
-    """Refuses what tracing itself would silently keep: numbers read from parameters, and shapes that
-    depend on values."""
-
-    def __init__(self, leaves: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.leaves = {id(leaf) for leaf in leaves}
-        self.fixed: set[int] = set()  # storages of what is computed from nothing
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        if func is aten._local_scalar_dense.default and id(args[0]) in self.leaves:
-            raise CaptureError(f"a Python number is read from a parameter ({_users_line_now()})")
-        if _counts(func, args) and not all(storage(x) in self.fixed for x in _tensors(args[1:])):
-            raise CaptureError(
-                f"the shape of a tensor depends on values, in {func} ({_users_line_now()}). Select "
-                "with pyro.poutine.mask or torch.where, or index with integers from outside"
-            )
-        result = func(*args, **(kwargs or {}))
-        made = {storage(x) for x in _tensors(result)}
-        given = {storage(x) for x in _tensors((args, kwargs))}
-        fixed = given <= self.fixed and torch.Tag.nondeterministic_seeded not in func.tags
-        self.fixed = self.fixed | made if fixed else self.fixed - made
-        return result
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [x for x in tree_leaves(values) if isinstance(x, Tensor)]
-
-
-def _counts(func: Any, args: tuple) -> bool:
-    """Whether an operator's result has as many elements as a condition holds for."""
-    if torch.Tag.dynamic_output_shape not in func.tags:
-        return False
-    if func is not aten.index.Tensor:
-        return True
-    return any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
-
-
-def _refuse_write(func: Any, tensor: Tensor) -> None:
-    raise CaptureError(
-        f"it writes to a tensor that outlives the call, in {func} ({_users_line_now()}); a "
-        "BatchNorm layer in train mode does so"
-    )
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from pyro_elbo_lab.capture import CaptureError
 from pyro_elbo_lab.environment import Snapshot, watch
 from pyro_elbo_lab.evaluation import Evaluation, agree, evaluate, kl_weight
+from pyro_elbo_lab.guard import CaptureError
 from pyro_elbo_lab.inductor import Runner, checked_runner, runner_of
 from pyro_elbo_lab.state import random_states_kept
 

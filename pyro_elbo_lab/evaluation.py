@@ -13,9 +13,9 @@ from pyro.infer import ELBO
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pyro_elbo_lab.capture import CaptureError, Graph, capture, unvalidated
+from pyro_elbo_lab.capture import Graph, capture, unvalidated
+from pyro_elbo_lab.guard import CaptureError, guarded
 from pyro_elbo_lab.state import foreign_random_states, random_states_kept
-from pyro_elbo_lab.writes import tensors_kept
 
 __all__ = ["Evaluation", "agree", "evaluate"]
 
@@ -95,7 +95,7 @@ def evaluate(
         CaptureError: why this has to run eagerly.
         Exception: what the objective itself raises.
     """
-    with random_states_kept(), tensors_kept():
+    with random_states_kept():
         return _evaluate(objective, model, guide, args, dict(kwargs))
 
 
@@ -104,7 +104,8 @@ def _evaluate(
 ) -> Evaluation:
     if not hasattr(objective, "differentiable_loss"):
         raise CaptureError(f"{type(objective).__name__} has no differentiable loss")
-    names, leaves = parameters(objective, model, guide, args, kwargs)
+    with guarded():  # refused before it changes anything
+        names, leaves = parameters(objective, model, guide, args, kwargs)
 
     def eager(seed: int) -> list[Tensor | None]:
         torch.manual_seed(seed)

@@ -29,11 +29,8 @@ def random_states_kept() -> Iterator[None]:
 
 def foreign_random_states() -> dict[str, Any]:
     """The random states of what is not PyTorch, by name, to tell whether something drew from it."""
-    numpy = np.random.get_state(legacy=False)["state"]
-    return {
-        "Python's random": random.getstate(),
-        "numpy.random": (numpy["key"].tobytes(), numpy["pos"]),
-    }
+    _, keys, *rest = np.random.get_state()
+    return {"Python's random": random.getstate(), "numpy.random": (keys.tobytes(), *rest)}
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pyro.optim import PyroLRScheduler, PyroOptim
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pyro_elbo_lab.capture import CaptureError
+from pyro_elbo_lab.guard import CaptureError
 from pyro_elbo_lab.compiled import CompiledELBO, signature
 from pyro_elbo_lab.environment import watch
 from pyro_elbo_lab.evaluation import Evaluation, agree, evaluate, parameters
