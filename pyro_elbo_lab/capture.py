@@ -83,7 +83,7 @@ def users_line(error: BaseException) -> str:
 def _innermost(frames: Sequence[Any]) -> str:
     for frame in reversed(frames):
         path = frame.f_code.co_filename
-        if not path.startswith(_FOREIGN) and not path.startswith("<frozen"):
+        if not path.startswith(("<", *_FOREIGN)):
             line = linecache.getline(path, frame.f_lineno).strip()
             return f"{Path(path).name}, line {frame.f_lineno}: {line}"
     return "no line of the program itself"

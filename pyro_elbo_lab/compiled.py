@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import pyro
 import torch
 from pyro.infer import ELBO
+from pyro.poutine import runtime
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
@@ -276,7 +277,7 @@ class CompiledELBO(ELBO):
 
 def _announce(names: Sequence[str]) -> None:
     """Show the parameters to handlers such as SVI's, which collects what to optimise."""
-    if pyro.poutine.runtime._PYRO_STACK:
+    if runtime._PYRO_STACK:
         for name in names:
             pyro.param(name)
 

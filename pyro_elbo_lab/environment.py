@@ -38,12 +38,11 @@ def watch(*programs: Any) -> Callable[[], Snapshot]:
         strings, small containers of them or tensors (as objects) was replaced in between.
 
     Example:
-        >>> settings = {"beta": 1.0}
-        >>> def model():
-        ...     return settings["beta"]
+        >>> settings = types.SimpleNamespace(beta=1.0)
+        >>> model = functools.partial(print, settings)
         >>> look = watch(model)
         >>> before = look()
-        >>> settings["beta"] = 0.5
+        >>> settings.beta = 0.5
         >>> look() == before
         False
     """

@@ -1,10 +1,12 @@
 """An objective and its gradients as one graph, compared with eager runs before it is trusted."""
 
 import copy
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import pyro
 import torch
@@ -124,7 +126,8 @@ def _evaluate(
             entries[i] = x
         own_args, own_kwargs = tree_unflatten(entries, spec)
         mine = _with_weight(objective, inputs[-1]) if scheduled else copy.copy(objective)
-        values = _loss_and_gradients(mine, model, guide, own_args, own_kwargs, leaves)
+        with _pyro_keeps_tensors(objective):
+            values = _loss_and_gradients(mine, model, guide, own_args, own_kwargs, leaves)
         return tuple(x for x in values if x is not None)
 
     graph = capture(function, leaves, data)
@@ -154,6 +157,24 @@ def _with_weight(objective: Any, weight: Tensor) -> Any:
     mine = copy.copy(objective)
     mine.kl_weight = lambda step: weight
     return mine
+
+
+@contextmanager
+def _pyro_keeps_tensors(objective: ELBO) -> Iterator[None]:
+    """Pyro's own losses turn tensors into Python numbers, to add them up and to look for NaN; in a
+    graph they have to stay tensors."""
+    instead = {
+        "torch_item": lambda x: x.detach() if isinstance(x, Tensor) else x,
+        "warn_if_nan": lambda x, *_: x,
+    }
+    with ExitStack() as stack:
+        for kind in type(objective).__mro__:
+            for name, function in instead.items():
+                if kind.__module__.startswith("pyro.infer"):
+                    module = sys.modules[kind.__module__]
+                    if hasattr(module, name):
+                        stack.enter_context(patch.object(module, name, function))
+        yield
 
 
 def _device(leaves: Sequence[Tensor]) -> torch.device:
