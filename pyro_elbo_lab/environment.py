@@ -9,14 +9,14 @@ runs.
 import functools
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Snapshot", "watch"]
+__all__ = ["Snapshot", "Watch", "watch"]
 
 Snapshot = tuple[Any, ...]
 Place = tuple[Any, Any]
@@ -27,31 +27,57 @@ _LIBRARIES = {"torch", "pyro", "numpy", "pyro_elbo_lab", "scipy"} | set(sys.stdl
 _SMALL = 16
 
 
-def watch(*programs: Any) -> Callable[[], Snapshot]:
-    """A function that looks up the numbers which these programs read besides their arguments.
+class Watch:
+    """The places where programs read numbers besides their arguments.
+
+    Args:
+        places: dictionaries and keys, or cells and None.
+    """
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self._places = list(places)
+        self._plain: list[tuple[Place, Any]] = []
+        self._compound: list[tuple[Place, Any]] = []
+
+    def snapshot(self) -> Snapshot:
+        """What is there now. Two snapshots are equal unless one of the numbers, strings, small
+        containers of them or tensors (as objects) was replaced in between."""
+        values = [_look_up(place) for place in self._places]
+        prints = [_fingerprint(value) for value in values]
+        everything = list(zip(self._places, values, prints, strict=True))
+        compound = tuple | list | dict | np.ndarray
+        self._plain = [(place, v) for place, v, _ in everything if not isinstance(v, compound)]
+        self._compound = [(place, p) for place, v, p in everything if isinstance(v, compound)]
+        return tuple(prints)
+
+    def unchanged(self) -> bool:
+        """Whether everything is as at the last snapshot."""
+        for (holder, key), value in self._plain:
+            if (holder.get(key) if key is not None else holder.cell_contents) is not value:
+                return False
+        return all(_fingerprint(_look_up(place)) == known for place, known in self._compound)
+
+
+def watch(*programs: Any) -> Watch:
+    """Find the numbers that programs read besides their arguments.
 
     Args:
         programs: functions, methods, modules or other callables.
 
-    Returns:
-        A function without arguments. Two of its results are equal unless one of the numbers,
-        strings, small containers of them or tensors (as objects) was replaced in between.
-
     Example:
         >>> settings = types.SimpleNamespace(beta=1.0)
         >>> model = functools.partial(print, settings)
-        >>> look = watch(model)
-        >>> before = look()
+        >>> numbers = watch(model)
+        >>> before = numbers.snapshot()
         >>> settings.beta = 0.5
-        >>> look() == before
-        False
+        >>> numbers.unchanged(), numbers.snapshot() == before
+        (False, False)
     """
     places: list[Place] = []
     seen: set[int] = set()
     for program in programs:
         places += _places_of(program, seen)
-    places = places[:_MOST_PLACES]
-    return lambda: tuple([_fingerprint(_look_up(place)) for place in places])
+    return Watch(places[:_MOST_PLACES])
 
 
 def _look_up(place: Place) -> Any:
@@ -117,14 +143,16 @@ def _of_function(function: types.FunctionType, seen: set[int]) -> Iterator[Place
 
 def _of_object(value: Any, seen: set[int]) -> Iterator[Place]:
     own = vars(value)
+    foreign = _is_library(type(value).__module__)
     for name, entry in own.items():
-        if name not in ("_parameters", "_buffers", "_modules") and not name.startswith("__"):
-            if isinstance(entry, (*_SCALARS, Tensor, np.ndarray, list, tuple, dict)):
-                yield own, name
-            elif isinstance(entry, types.FunctionType | types.MethodType | functools.partial):
-                yield from _places_of(entry, seen)
-    for buffers in (own.get("_buffers") or {},):
-        yield from ((buffers, name) for name in buffers)
+        if name.startswith("__") or (foreign and name.startswith("_")):
+            continue
+        if isinstance(entry, (*_SCALARS, Tensor, np.ndarray, list, tuple, dict)):
+            yield own, name
+        elif isinstance(entry, types.FunctionType | types.MethodType | functools.partial):
+            yield from _places_of(entry, seen)
+    buffers = own.get("_buffers") or {}
+    yield from ((buffers, name) for name in buffers)
     for base in type(value).__mro__:
         if not _is_library(base.__module__):
             for entry in vars(base).values():

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from unittest.mock import patch
 
@@ -46,7 +47,7 @@ class Evaluation:
     has_gradient: tuple[bool, ...]
     data: tuple[Tensor, ...]
 
-    @property
+    @cached_property
     def trained(self) -> list[Tensor]:
         """The leaves that the loss depends on."""
         pairs = zip(self.leaves, self.has_gradient, strict=True)

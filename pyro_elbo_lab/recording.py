@@ -107,6 +107,7 @@ class Recording:
         arities = {len(kernel.arguments) for kernel in kernels if not kernel.scaled}
         self._library = CppCodeCache.load(_source(sorted(arities)))
         self._library.replay.restype = ctypes.c_long
+        self._library.replay.argtypes = _ARGUMENTS
         pointers = [p for kernel in kernels for p in kernel.arguments]
         self._pointers = (ctypes.c_void_p * len(pointers))(*pointers)
         self._calls = (_Call * len(log.calls))()
@@ -138,14 +139,14 @@ class Recording:
             RuntimeError: a kernel failed, for instance at an index out of bounds.
         """
         done = self._library.replay(
-            ctypes.c_long(steps),
+            steps,
             self._calls,
-            ctypes.c_long(len(self._calls)),
+            len(self._calls),
             self._pointers,
-            _copies(feeds, steps),
-            ctypes.c_long(len(feeds)),
-            _copies(emits, steps),
-            ctypes.c_long(len(emits)),
+            _copies(feeds, steps) if feeds else None,
+            len(feeds),
+            _copies(emits, steps) if emits else None,
+            len(emits),
             self._back,
         )
         if done < steps:
@@ -177,6 +178,8 @@ class _Copy(ctypes.Structure):
 _SCALED = -1
 
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_long)
+_ARRAY = (ctypes.c_void_p, ctypes.c_long)
+_ARGUMENTS = (ctypes.c_long, *_ARRAY, ctypes.c_void_p, *_ARRAY, *_ARRAY, _CALLBACK)
 
 _SOURCE = """
 #include <cstring>

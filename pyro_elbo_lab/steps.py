@@ -155,14 +155,14 @@ def _by_graph(task: Task, evaluation: Evaluation, update: Update, started: float
     main = trainer(evaluation)
     if main.reason:
         _warned(f"its steps run as a graph that is not compiled: {main.reason}")
-    look = watch(task.model, task.guide)
-    trainers = {_signature(task, task.first, look()): main}
+    numbers = watch(task.model, task.guide)
+    trainers = {_signature(task, task.first, numbers.snapshot()): main}
     block = 64
     taken_before = update.taken
 
     def one_by_one(first: int, most: int) -> list[float]:
         batch = next(task.batches)
-        key = _signature(task, batch, look())
+        key = _signature(task, batch, numbers.snapshot())
         if key not in trainers:
             main.write_parameters()
             again = evaluate(task.objective, task.model, task.guide, batch, task.kwargs)
