@@ -9,6 +9,7 @@ from pyro_elbo_lab.annealed import AnnealedELBO
 from pyro_elbo_lab.annealing import cyclical_annealing, linear_annealing
 from pyro_elbo_lab.bounds import log_uniform_schedule, uniform_schedule
 from pyro_elbo_lab.comparison import Comparison, compare
+from pyro_elbo_lab.compiled import compiled
 from pyro_elbo_lab.convert import from_guide
 from pyro_elbo_lab.divergences import ChiUpperBound, ForwardKL, ReweightedWakeSleep, TailAdaptive
 from pyro_elbo_lab.fit import Fit, default_optimizer, fit
@@ -43,6 +44,7 @@ __all__ = [
     "TailAdaptive",
     "ThermodynamicELBO",
     "compare",
+    "compiled",
     "cyclical_annealing",
     "default_optimizer",
     "fit",

@@ -1,6 +1,5 @@
 """A function of tensors that runs Pyro programs, captured as one graph of aten operators."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,7 +54,7 @@ def capture(
             outlives the function and is written to.
     """
     try:
-        with poutine.block(), unvalidated(), _no_numbers(), guarded([*leaves, *data]):
+        with poutine.block(), unvalidated(), guarded([*leaves, *data]):
             # aliases: a model may hold the very tensor that it is called with
             module = make_fx(function)(*[x.detach() for x in data])
     except CaptureError:
@@ -75,25 +74,6 @@ def _why(error: Exception) -> str:
         return f"a Python number or branch depends on a tensor's values ({users_line(error)})"
     first = text.strip().splitlines()[0] if text.strip() else ""
     return f"{type(error).__name__}: {first} ({users_line(error)})"
-
-
-@contextmanager
-def _no_numbers() -> Iterator[None]:
-    """Pyro's losses read numbers from parts of themselves, for reports: these stay tensors."""
-    kept = {"torch_item": _detached, "warn_if_nan": lambda value, *args, **kwargs: value}
-    losses = [vars(m) for name, m in sys.modules.items() if name.startswith("pyro.infer.")]
-    saved = [(loss, name, loss[name]) for loss in losses for name in kept if name in loss]
-    try:
-        for loss, name, _ in saved:
-            loss[name] = kept[name]
-        yield
-    finally:
-        for loss, name, function in saved:
-            loss[name] = function
-
-
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
 
 
 @contextmanager

@@ -1,10 +1,13 @@
 """An objective and its gradients as one graph, compared with eager runs before it is trusted."""
 
 import copy
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+from unittest.mock import patch
 
 import pyro
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_elbo_lab.capture import Graph, capture, unvalidated
+from pyro_elbo_lab.environment import Watch, watch
 from pyro_elbo_lab.guard import CaptureError, guarded
 from pyro_elbo_lab.state import foreign_random_states, random_states_kept
 
@@ -37,6 +41,7 @@ class Evaluation:
         leaves: their unconstrained values.
         has_gradient: which of them the loss depends on.
         data: the tensors among the arguments, and the weight of the KL terms if it is scheduled.
+        numbers: what else it depends on.
     """
 
     graph: Graph
@@ -44,8 +49,9 @@ class Evaluation:
     leaves: tuple[Tensor, ...]
     has_gradient: tuple[bool, ...]
     data: tuple[Tensor, ...]
+    numbers: Watch
 
-    @property
+    @cached_property
     def trained(self) -> list[Tensor]:
         """The leaves that the loss depends on."""
         pairs = zip(self.leaves, self.has_gradient, strict=True)
@@ -131,11 +137,12 @@ def _evaluate(
             entries[i] = x
         own_args, own_kwargs = tree_unflatten(entries, spec)
         mine = _with_weight(objective, inputs[-1]) if scheduled else copy.copy(objective)
-        values = _loss_and_gradients(mine, model, guide, own_args, own_kwargs, leaves)
+        with _pyro_keeps_tensors(objective):
+            values = _loss_and_gradients(mine, model, guide, own_args, own_kwargs, leaves)
         return tuple(x for x in values if x is not None)
 
     graph = capture(function, leaves, data)
-    evaluation = Evaluation(graph, names, tuple(leaves), has_gradient, tuple(data))
+    evaluation = Evaluation(graph, names, tuple(leaves), has_gradient, tuple(data), watch(model, guide))
     _compare(evaluation, eager, first)
     return evaluation
 
@@ -165,6 +172,24 @@ def _with_weight(objective: Any, weight: Tensor) -> Any:
     mine = copy.copy(objective)
     mine.kl_weight = lambda step: weight
     return mine
+
+
+@contextmanager
+def _pyro_keeps_tensors(objective: ELBO) -> Iterator[None]:
+    """Pyro's own losses turn tensors into Python numbers, to add them up and to look for NaN; in a
+    graph they have to stay tensors."""
+    instead = {
+        "torch_item": lambda x: x.detach() if isinstance(x, Tensor) else x,
+        "warn_if_nan": lambda x, *_, **__: x,
+    }
+    with ExitStack() as stack:
+        for kind in type(objective).__mro__:
+            for name, function in instead.items():
+                if kind.__module__.startswith("pyro.infer"):
+                    module = sys.modules[kind.__module__]
+                    if hasattr(module, name):
+                        stack.enter_context(patch.object(module, name, function))
+        yield
 
 
 def _device(leaves: Sequence[Tensor]) -> torch.device:
@@ -201,7 +226,13 @@ def _compare(
         if other is not None:
             torch.manual_seed(_SEEDS[1])
             _demand(evaluation, other, "at other values of the parameters")
-    again = eager(_SEEDS[0])
+    again: list[Tensor | None] = []
+    changed = evaluation.numbers.changed_by(lambda: again.extend(eager(_SEEDS[0])))
+    if changed:
+        raise CaptureError(
+            f"every run of it changes a Python number, '{changed[0]}', which it may read. Pass such "
+            "a number as a tensor argument"
+        )
     if not all(map(agree, _present(first), _present(again))):
         raise CaptureError(
             f"two eager runs with the same seed of PyTorch differ (losses {_number(first)} and "

@@ -4,6 +4,7 @@ On the CPU the compiled graph's kernels are recorded and called from C (see `rec
 the whole graph is one CUDA graph. Either is used once it has given what the graph itself gives.
 """
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from torch import Tensor, fx
 from torch._inductor import config
 
 from pyro_elbo_lab.recording import Feed, NotRecordableError, record
+from pyro_elbo_lab.simplify import simplify
 from pyro_elbo_lab.state import random_states_kept
 
 __all__ = ["MOST_NODES", "Runner", "checked_runner", "runner_of"]
@@ -115,6 +117,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _compile(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
+    module = fx.GraphModule(module, copy.deepcopy(module.graph))
+    simplify(module)
     with torch.no_grad(), warnings.catch_warnings(), config.patch(_SETTINGS):
         warnings.simplefilter("ignore")  # of no concern to who fits a model
         return torch._inductor.standalone_compile(

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import BuiltinFunctionType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._inductor.codecache import CppCodeCache, PyCodeCache
@@ -40,10 +41,12 @@ class NotRecordableError(Exception):
 
 @dataclass
 class _Kernel:
-    """A call of a kernel: its address and its arguments, pointers or integers."""
+    """A call of a kernel: its address and its arguments, pointers or integers. If it is scaled, the
+    last two of six are the bits of floating-point numbers."""
 
     address: int
     arguments: list[int]
+    scaled: bool = False
 
 
 @dataclass
@@ -101,15 +104,18 @@ class Recording:
         self._failure: BaseException | None = None
         self._operators: dict[int, _Operator] = {}
         kernels = [call for call in log.calls if isinstance(call, _Kernel)]
-        self._library = CppCodeCache.load(_source(sorted({len(k.arguments) for k in kernels})))
+        arities = {len(kernel.arguments) for kernel in kernels if not kernel.scaled}
+        self._library = CppCodeCache.load(_source(sorted(arities)))
         self._library.replay.restype = ctypes.c_long
+        self._library.replay.argtypes = _ARGUMENTS
         pointers = [p for kernel in kernels for p in kernel.arguments]
         self._pointers = (ctypes.c_void_p * len(pointers))(*pointers)
         self._calls = (_Call * len(log.calls))()
         offset = 0
         for i, call in enumerate(log.calls):
             if isinstance(call, _Kernel):
-                self._calls[i] = _Call(call.address, len(call.arguments), offset)
+                arity = _SCALED if call.scaled else len(call.arguments)
+                self._calls[i] = _Call(call.address, arity, offset)
                 offset += len(call.arguments)
             else:
                 self._operators[i] = call
@@ -133,14 +139,14 @@ class Recording:
             RuntimeError: a kernel failed, for instance at an index out of bounds.
         """
         done = self._library.replay(
-            ctypes.c_long(steps),
+            steps,
             self._calls,
-            ctypes.c_long(len(self._calls)),
+            len(self._calls),
             self._pointers,
-            _copies(feeds, steps),
-            ctypes.c_long(len(feeds)),
-            _copies(emits, steps),
-            ctypes.c_long(len(emits)),
+            _copies(feeds, steps) if feeds else None,
+            len(feeds),
+            _copies(emits, steps) if emits else None,
+            len(emits),
             self._back,
         )
         if done < steps:
@@ -169,7 +175,11 @@ class _Copy(ctypes.Structure):
     _fields_ = (("rows", ctypes.c_void_p), ("tensor", ctypes.c_void_p), ("bytes", ctypes.c_long))
 
 
+_SCALED = -1
+
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_long)
+_ARRAY = (ctypes.c_void_p, ctypes.c_long)
+_ARGUMENTS = (ctypes.c_long, *_ARRAY, ctypes.c_void_p, *_ARRAY, *_ARRAY, _CALLBACK)
 
 _SOURCE = """
 #include <cstring>
@@ -178,7 +188,13 @@ struct Call { void* address; long num_arguments; long offset; };
 struct Copy { char* rows; char* tensor; long bytes; };
 
 static inline void call(void* f, void** p, long n) {
+    double factors[2];
     switch (n) {
+    case -1:
+        std::memcpy(factors, p + 4, sizeof(factors));
+        ((void (*)(void*, void*, void*, void*, double, double))f)(
+            p[0], p[1], p[2], p[3], factors[0], factors[1]);
+        break;
 CASES
     }
 }
@@ -257,6 +273,7 @@ class _Operators(TorchDispatchMode):
 _PRODUCTS = {
     torch.ops.aten.mm.out: "aoti_torch_cpu_mm_out",
     torch.ops.aten.bmm.out: "aoti_torch_cpu_bmm_out",
+    torch.ops.aten.addmm.out: "aoti_torch_cpu_addmm_out",
 }
 
 
@@ -264,6 +281,7 @@ def _native(func: Any, args: tuple, kwargs: dict[str, Any]) -> _Kernel | None:
     """A matrix product through the C interface that PyTorch has for compiled models."""
     if func not in _PRODUCTS:
         return None
+    factors = [_bits(kwargs.get(name, 1)) for name in ("beta", "alpha")]
     try:
         address = ctypes.cast(
             getattr(ctypes.CDLL(_LIBTORCH), _PRODUCTS[func]), ctypes.c_void_p
@@ -275,7 +293,16 @@ def _native(func: Any, args: tuple, kwargs: dict[str, Any]) -> _Kernel | None:
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     assert address is not None
-    return _Kernel(address, [pointer(capsule, None) for capsule in capsules])
+    pointers = [pointer(capsule, None) for capsule in capsules]
+    return _Kernel(
+        address,
+        pointers + factors if func is torch.ops.aten.addmm.out else pointers,
+        scaled=func is torch.ops.aten.addmm.out,
+    )
+
+
+def _bits(number: float) -> int:
+    return int(np.float64(number).view(np.int64))
 
 
 _LIBTORCH = str(Path(torch.__path__[0]) / "lib" / "libtorch_cpu.so")

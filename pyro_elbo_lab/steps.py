@@ -11,10 +11,9 @@ from pyro.optim import PyroLRScheduler, PyroOptim
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pyro_elbo_lab.guard import CaptureError
 from pyro_elbo_lab.compiled import CompiledELBO, signature
-from pyro_elbo_lab.environment import watch
 from pyro_elbo_lab.evaluation import Evaluation, agree, evaluate, parameters
+from pyro_elbo_lab.guard import CaptureError
 from pyro_elbo_lab.optimizers import Update, update_of
 from pyro_elbo_lab.state import random_states_kept
 from pyro_elbo_lab.training import Trainer
@@ -155,14 +154,14 @@ def _by_graph(task: Task, evaluation: Evaluation, update: Update, started: float
     main = trainer(evaluation)
     if main.reason:
         _warned(f"its steps run as a graph that is not compiled: {main.reason}")
-    look = watch(task.model, task.guide)
-    trainers = {_signature(task, task.first, look()): main}
+    numbers = evaluation.numbers
+    trainers = {_signature(task, task.first, numbers.snapshot()): main}
     block = 64
     taken_before = update.taken
 
     def one_by_one(first: int, most: int) -> list[float]:
         batch = next(task.batches)
-        key = _signature(task, batch, look())
+        key = _signature(task, batch, numbers.snapshot())
         if key not in trainers:
             main.write_parameters()
             again = evaluate(task.objective, task.model, task.guide, batch, task.kwargs)

@@ -17,7 +17,7 @@ from pyro_elbo_lab.compiled import compiled
 from tests.capture.awkward import PROGRAMS, Program, Run
 from tests.tolerances import assert_means_equal
 
-CALLS = 6
+CALLS = 7
 MANY_CALLS = 100
 LEARNING_RATE = 0.01
 ROUNDING = 3e-4  # of the largest entry: float32, and sums in another order, after some steps

@@ -17,8 +17,8 @@ from torch.distributions import constraints
 
 from models import linear_regression
 from pyro_elbo_lab.fit import Fit, default_optimizer, fit
-from pyro_elbo_lab.state import forget_namesakes, seeded
 from pyro_elbo_lab.objectives import StandardELBO
+from pyro_elbo_lab.state import forget_namesakes, seeded
 
 
 def model(x: Tensor) -> None:

@@ -16,7 +16,7 @@ MODULES = {path.stem: path for path in sorted((ROOT / "pyro_elbo_lab").glob("*.p
 
 # Each module may import those of the rows above its own.
 STORY = [
-    ["bounds", "paths", "explanation", "annealing"],
+    ["bounds", "paths", "explanation", "annealing", "state", "environment", "noise", "simplify", "guard"],
     ["enumeration"],
     ["structure"],
     ["layout", "sleep", "given"],
@@ -27,8 +27,13 @@ STORY = [
     ["quasirandom", "wake"],
     ["sampling"],
     ["objective"],
-    ["objectives", "annealed", "divergences", "analytic_kl", "fit"],
+    ["objectives", "annealed", "divergences", "analytic_kl"],
+    ["capture", "recording", "optimizers"],
+    ["inductor", "evaluation"],
+    ["compiled", "training"],
+    ["steps"],
     ["convert"],
+    ["fit"],
     ["potential"],
     ["reference"],
     ["_distances", "_draws", "_importance"],
@@ -44,14 +49,18 @@ STORY = [
     ["cli"],
     ["__init__"],
 ]
-# A Comparison's plot methods import the plots, which need the Comparison, when they are called.
-DEFERRED = {"comparison": {"plots"}}
+# The plot methods of a Comparison and a Fit import the plots, which need the Comparison, when they
+# are called.
+DEFERRED = {"comparison": {"plots"}, "fit": {"plots"}}
 RUN_MODELS_UNDER_POUTINE = {
     "structure",
     "particles",
     "quasirandom",
     "sampling",
     "sleep",
+    "capture",
+    "evaluation",
+    "compiled",
     "convert",
     "fit",
     "potential",

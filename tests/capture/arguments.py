@@ -11,6 +11,11 @@ from tests.capture.latents import X, normal_z, positive
 from tests.capture.registry import Run, program
 
 
+def late(call):
+    """0 up to the fifth call, then 1, 2, ...: between comparisons with eager runs."""
+    return max(0, call - 3)
+
+
 def gaussian(mean, sd=1.0, x=X):
     """z ~ N(0, 1), x ~ N(z + mean, sd)."""
     z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -108,7 +113,7 @@ def numpy_array_as_an_argument():
         gaussian(0.0, 1.0, torch.as_tensor(x))
 
     def each(call):
-        return (np.linspace(-1.0, call, 4, dtype=np.float32),)
+        return (np.linspace(-1.0, late(call), 4, dtype=np.float32),)
 
     return Run(model, normal_z, each=each)
 
@@ -118,10 +123,69 @@ def numpy_array_changed_in_place():
     x = np.zeros(4, dtype=np.float32)
 
     def each(call):
-        x[:] = call
+        x[:] = late(call)
         return (x,)
 
     return Run(lambda x: gaussian(0.0, 1.0, torch.tensor(x)), normal_z, each=each)
+
+
+@program("captured")
+def memory_shared_with_numpy():
+    shared = np.zeros(100, dtype=np.float32)
+    x = torch.from_numpy(shared)
+
+    def each(call):
+        shared[:] = 0.1 * late(call)
+        return (x,)
+
+    return Run(lambda x: gaussian(0.0, 1.0, x), normal_z, each=each)
+
+
+@program("captured")
+def argument_memory_replaced():
+    x = torch.zeros(100)
+
+    def each(call):
+        x.data = torch.full((100,), 0.1 * late(call))
+        return (x,)
+
+    return Run(lambda x: gaussian(0.0, 1.0, x), normal_z, each=each)
+
+
+@program("either")
+def large_numpy_array_in_the_closure():
+    x = np.zeros(1000, dtype=np.float32)
+
+    def model():
+        gaussian(torch.tensor(x).mean(), 1.0)
+
+    def each(call):
+        x[:] = late(call)
+        return ()
+
+    return Run(model, normal_z, each=each)
+
+
+@program("captured")
+def dictionary_changed_between_calls():
+    data = {"x": X, "sd": torch.tensor(1.0)}
+
+    def each(call):
+        data["x"], data["sd"] = X + late(call), torch.tensor(1.0 + late(call))
+        return (data,)
+
+    return Run(lambda data: gaussian(0.0, data["sd"], data["x"]), normal_z, each=each)
+
+
+@program("either")
+def dictionary_of_numbers_changed_between_calls():
+    data = {"x": X, "sd": 1.0}
+
+    def each(call):
+        data["sd"] = 1.0 + late(call)
+        return (data,)
+
+    return Run(lambda data: gaussian(0.0, data["sd"], data["x"]), normal_z, each=each)
 
 
 @program("either")
@@ -129,7 +193,7 @@ def list_of_numbers_as_an_argument():
     def model(x):
         gaussian(0.0, 1.0, torch.tensor(x))
 
-    return Run(model, normal_z, each=lambda call: ([0.5, 1.0 + call % 2],))
+    return Run(model, normal_z, each=lambda call: ([0.5, 1.0 + late(call) % 2],))
 
 
 @program("either")
@@ -142,7 +206,7 @@ def object_of_tensors_as_an_argument():
     def model(data):
         gaussian(0.0, data.sd, data.x)
 
-    return Run(model, normal_z, each=lambda call: (Data(X + call, 1.0 + call),))
+    return Run(model, normal_z, each=lambda call: (Data(X + late(call), 1.0 + late(call)),))
 
 
 @program("either")
@@ -155,7 +219,7 @@ def object_changed_between_calls():
     data = Data(X, 1.0)
 
     def each(call):
-        data.x, data.sd = X + call, 1.0 + call
+        data.x, data.sd = X + late(call), 1.0 + late(call)
         return (data,)
 
     return Run(lambda data: gaussian(0.0, data.sd, data.x), normal_z, each=each)
@@ -166,7 +230,7 @@ def one_tensor_twice():
     def model(x, y):
         gaussian(x.sum(), 1.0, y)
 
-    return Run(model, normal_z, each=lambda call: (X, X if call < 2 else X.cos()))
+    return Run(model, normal_z, each=lambda call: (X, X if call < 4 else X.cos()))
 
 
 @program("captured")
@@ -176,7 +240,7 @@ def argument_that_the_model_holds_too():
     def model(x):
         gaussian(everything.mean(), 1.0, x)
 
-    return Run(model, normal_z, each=lambda call: (everything if call < 2 else X.cos(),))
+    return Run(model, normal_z, each=lambda call: (everything if call < 4 else X.cos(),))
 
 
 @program("captured")
@@ -186,7 +250,7 @@ def parameter_as_an_argument():
 
     def each(call):
         shift = pyro.param("shift", torch.tensor(0.3))
-        return (shift.detach() if call < 2 else torch.tensor(1.0),)
+        return (shift.detach() if call < 4 else torch.tensor(1.0),)
 
     return Run(model, normal_z, each=each)
 
@@ -194,7 +258,8 @@ def parameter_as_an_argument():
 @program("captured")
 def views_strides_and_addresses():
     wide = torch.linspace(-1.0, 2.0, 40)
-    views = [wide[:4], wide[1:5], wide[3:7], wide[::10], wide.reshape(4, 10)[:, 3], wide[9].expand(4)]
+    column, constant = wide.reshape(4, 10)[:, 3], wide[9].expand(4)
+    views = [wide[:4], wide[1:5], wide[3:7], wide[::10], column, constant, wide[36:]]
     return Run(lambda x: gaussian(0.0, 1.0, x), normal_z, each=lambda call: (views[call],))
 
 
@@ -210,7 +275,7 @@ def transposed_matrix():
 
 @program("captured")
 def dtypes_and_ranks_that_change():
-    xs = [X, X.double(), X[0], X.reshape(2, 2), (10 * X).long(), X.half()]
+    xs = [X, X.double(), X[0], X.reshape(2, 2), (10 * X).long(), X.half(), X > 0]
 
     def model(x):
         gaussian(0.0, 1.0, x.float())
@@ -223,7 +288,7 @@ def tensor_argument_read_as_a_number():
     def model(n):
         gaussian(float(n))  # here
 
-    return Run(model, normal_z, each=lambda call: (torch.tensor(call % 3),), )
+    return Run(model, normal_z, each=lambda call: (torch.tensor(late(call)),))
 
 
 @program("either", reason="shape")
@@ -238,7 +303,7 @@ def mask_as_an_argument():
         loc = pyro.param("loc", torch.zeros(4))
         pyro.sample("z", dist.Normal(loc, positive("sd", 0.5)).to_event(1))
 
-    return Run(model, guide, each=lambda call: (torch.arange(4) <= call % 4,))
+    return Run(model, guide, each=lambda call: (torch.arange(4) <= 2 - late(call) % 3,))
 
 
 @program("captured")
@@ -246,7 +311,7 @@ def closure_tensor_changed_in_place():
     x = X.clone()
 
     def each(call):
-        x.copy_(X + call)
+        x.copy_(X + late(call))
         return ()
 
     return Run(lambda: gaussian(0.0, 1.0, x), normal_z, each=each)
@@ -261,7 +326,7 @@ def closure_tensor_replaced():
 
     def each(call):
         nonlocal x
-        x = X + call
+        x = X + late(call)
         return ()
 
     return Run(model, normal_z, each=each)
@@ -277,7 +342,7 @@ def closure_number_replaced():
 
     def each(call):
         nonlocal sd
-        sd = 1.0 + call // 2
+        sd = 1.0 + late(call)
         return ()
 
     return Run(model, normal_z, each=each)
@@ -288,7 +353,7 @@ def closure_list_changed():
     sds = [1.0]
 
     def each(call):
-        sds[0] = 1.0 + call // 2
+        sds[0] = 1.0 + late(call)
         return ()
 
     return Run(lambda: gaussian(0.0, sds[0]), normal_z, each=each)
@@ -304,7 +369,7 @@ def global_number_replaced():
 
     def each(call):
         global SD
-        SD = 1.0 + call // 2
+        SD = 1.0 + late(call)
         return ()
 
     return Run(model, normal_z, each=each)
@@ -321,7 +386,7 @@ def attribute_of_a_module_replaced():
     model = Model()
 
     def each(call):
-        model.sd = 1.0 + call // 2
+        model.sd = 1.0 + late(call)
         return ()
 
     return Run(model, normal_z, each=each)
@@ -338,7 +403,7 @@ def attribute_of_an_object_replaced():
     model = Model()
 
     def each(call):
-        model.sd, model.x = 1.0 + call // 2, X + call // 3
+        model.sd, model.x = 1.0 + late(call), X + late(call)
         return ()
 
     return Run(model, normal_z, each=each)
@@ -355,7 +420,7 @@ def attribute_behind_a_bound_method_replaced():
     owner = Owner()
 
     def each(call):
-        owner.sd = 1.0 + call // 2
+        owner.sd = 1.0 + late(call)
         return ()
 
     return Run(owner.model, normal_z, each=each)
@@ -370,7 +435,7 @@ def default_dtype_changed():
         pyro.sample("z", dist.Normal(pyro.param("loc", torch.zeros(())), 0.5))
 
     def each(call):
-        torch.set_default_dtype(torch.float64 if call in (2, 3) else torch.float32)
+        torch.set_default_dtype(torch.float64 if call > 3 else torch.float32)
         return ()
 
     return Run(model, guide, each=each)
@@ -379,7 +444,7 @@ def default_dtype_changed():
 @program("captured")
 def store_cleared_and_filled_anew():
     def each(call):
-        if call == 3:
+        if call == 4:
             pyro.clear_param_store()
             pyro.param("z_loc", torch.tensor(0.9))
         return ()
@@ -391,7 +456,7 @@ def store_cleared_and_filled_anew():
 def store_loaded():
     def each(call):
         store = pyro.get_param_store()
-        if call == 3:
+        if call == 4:
             store.set_state(store.get_state())
             store["z_loc"] = torch.tensor(0.9)
         return ()
@@ -403,7 +468,7 @@ def store_loaded():
 def parameter_memory_replaced():
     def each(call):
         leaf = pyro.get_param_store()._params.get("z_loc")
-        if leaf is not None and call > 1:
+        if leaf is not None and call > 3:
             leaf.data = leaf.data.clone() + 0.1
         return ()
 
