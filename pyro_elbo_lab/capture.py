@@ -27,12 +27,15 @@ class Graph:
         module: the graph.
         constants: tensors that the program holds itself; always the current ones are read.
         noise: what to draw for the last inputs.
+        decisive: tensors that the program holds and whose values have decided shapes: with other
+            values it is another graph.
         num_nodes: the size of the graph, which tells how long compiling it takes.
     """
 
     module: fx.GraphModule
     constants: tuple[Tensor, ...]
     noise: Noise
+    decisive: tuple[Tensor, ...]
 
     @property
     def num_nodes(self) -> int:
@@ -54,7 +57,7 @@ def capture(
             outlives the function and is written to.
     """
     try:
-        with poutine.block(), unvalidated(), guarded([*leaves, *data]):
+        with poutine.block(), unvalidated(), guarded([*leaves, *data]) as decisive:
             # aliases: a model may hold the very tensor that it is called with
             module = make_fx(function)(*[x.detach() for x in data])
     except CaptureError:
@@ -65,7 +68,7 @@ def capture(
     noise = hoist(module)
     for node in module.graph.nodes:
         node.meta.clear()
-    return Graph(module, constants, noise)
+    return Graph(module, constants, noise, tuple(decisive))
 
 
 def _why(error: Exception) -> str:

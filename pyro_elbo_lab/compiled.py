@@ -342,8 +342,10 @@ def _announce(names: Sequence[str]) -> None:
 
 
 def _pointers(evaluation: Evaluation) -> list[int]:
-    """Where parameters and constants lie; `.data = ` moves them."""
-    return [x.data_ptr() for x in (*evaluation.leaves, *evaluation.graph.constants)]
+    """Where parameters and constants lie, which `.data = ` moves, and versions of masks."""
+    graph = evaluation.graph
+    pointers = [x.data_ptr() for x in (*evaluation.leaves, *graph.constants)]
+    return pointers + [x._version for x in graph.decisive]
 
 
 def _leaves(names: Sequence[str]) -> list[Tensor | None]:

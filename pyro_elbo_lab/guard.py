@@ -32,7 +32,7 @@ class CaptureError(Exception):
 
 
 @contextmanager
-def guarded(inputs: Sequence[Tensor] = ()) -> Iterator[None]:
+def guarded(inputs: Sequence[Tensor] = ()) -> Iterator[list[Tensor]]:
     """Within it a program is refused that writes to tensors which outlive it, that makes tensors
     whose shape depends on values, or that reads values as Python numbers. Tracing itself would not
     notice, or would not say where.
@@ -40,12 +40,15 @@ def guarded(inputs: Sequence[Tensor] = ()) -> Iterator[None]:
     Args:
         inputs: parameters and arguments; their values may not be read either.
 
+    Yields:
+        Tensors that the program holds and whose values have decided shapes, masks above all.
+
     Raises:
         CaptureError: before a tensor is changed.
     """
     guard = _Guard(inputs)
     with _Reads(guard), guard:
-        yield
+        yield guard.decisive
 
 
 class _Guard(TorchDispatchMode):
@@ -54,27 +57,32 @@ class _Guard(TorchDispatchMode):
     Attributes:
         inputs: those of the inputs.
         own: those that the program has made.
-        fixed: those that it has made from nothing, so that they are always the same.
+        fixed: those that it has made from nothing but tensors that it holds, and which these are.
+        decisive: tensors that it holds and whose values have decided shapes.
     """
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
         self.inputs = {_storage(x) for x in inputs}
         self.own: set[int] = set()
-        self.fixed: set[int] = set()
+        self.fixed: dict[int, list[Tensor]] = {}
+        self.decisive: list[Tensor] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = {_storage(x) for x in _tensors((*args, *kwargs.values()))}
+        tensors = list(_tensors((*args, *kwargs.values())))
+        given = {_storage(x) for x in tensors}
         if func is aten._local_scalar_dense.default and given <= self.inputs:
             raise CaptureError(_reads_a_number())
-        if not all(_storage(x) in self.fixed for x in _counted(func, args)):
+        decisive = self._made_from(_counted(func, args))
+        if decisive is None:
             raise CaptureError(
                 f"the shape of a tensor depends on values, in {func} ({_line_now()}). Select with "
                 "pyro.poutine.mask or torch.where, or index with integers from outside"
             )
+        self.decisive += decisive
         if any(isinstance(x, torch.Generator) for x in (*args, *kwargs.values())):
             raise CaptureError(f"it draws from a Generator of its own, in {func} ({_line_now()})")
         if not all(_storage(x) in self.own for x in _written(func, args, kwargs)):
@@ -85,13 +93,29 @@ class _Guard(TorchDispatchMode):
         result = func(*args, **kwargs)
         made = {_storage(x) for x in _tensors((result,))}
         self.own |= made if func in _FRESH else made - given
-        always = given <= self.fixed and torch.Tag.nondeterministic_seeded not in func.tags
-        self.fixed = self.fixed | made if always else self.fixed - made
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        sources = None if random else self._made_from(tensors)
+        for storage in made:
+            self.fixed.pop(storage, None)
+            if sources is not None:
+                self.fixed[storage] = sources
         return result
 
     def varies(self, tensor: Tensor) -> bool:
-        storage = _storage(tensor)
-        return storage in self.inputs or storage in self.own - self.fixed
+        """Whether the tensor depends on more than what the program holds."""
+        return self._made_from([tensor]) is None
+
+    def _made_from(self, tensors: Sequence[Tensor]) -> list[Tensor] | None:
+        found: dict[int, Tensor] = {}
+        for tensor in tensors:
+            storage = _storage(tensor)
+            if storage in self.fixed:
+                found |= {id(x): x for x in self.fixed[storage]}
+            elif storage in self.inputs or storage in self.own:
+                return None
+            else:
+                found[id(tensor)] = tensor
+        return list(found.values())
 
 
 class _Reads(TorchFunctionMode):

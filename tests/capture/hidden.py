@@ -112,6 +112,27 @@ def selection_by_a_latent():
     return Run(model, guide)
 
 
+@program("captured")
+def selection_by_what_is_held():
+    seen = torch.tensor([True, False, True, True])
+    rows = torch.tensor([1.0, torch.nan, 2.0, 0.5])
+
+    def each(call):
+        if call == 4:
+            seen[3] = False
+        return ()
+
+    def model():
+        z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+        pyro.factor("mean", -(z[seen].mean() ** 2))
+        pyro.factor("rows", (z - rows)[~rows.isnan()].square().sum())
+
+    def guide():
+        pyro.sample("z", normal_guide(size=4))
+
+    return Run(model, guide, each=each)
+
+
 @program("eager")
 def mean_of_a_selection():
     """Its gradient divides by how many were selected."""
