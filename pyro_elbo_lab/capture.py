@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, fx
+from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_elbo_lab.guard import CaptureError, guarded, users_line
@@ -82,13 +82,9 @@ def _why(error: Exception) -> str:
 @contextmanager
 def unvalidated() -> Iterator[None]:
     """Distributions check no values, not even those that were made to, outside of the program."""
-    check = torch.distributions.Distribution._validate_sample
-    torch.distributions.Distribution._validate_sample = lambda self, value: None
-    try:
-        with pyro.validation_enabled(False):
-            yield
-    finally:
-        torch.distributions.Distribution._validate_sample = check
+    unchecked = patch.object(Distribution, "_validate_sample", lambda self, value: None)
+    with unchecked, pyro.validation_enabled(False):
+        yield
 
 
 def _lift(module: fx.GraphModule, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 from unittest.mock import patch
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
@@ -142,7 +141,9 @@ def _evaluate(
         return tuple(x for x in values if x is not None)
 
     graph = capture(function, leaves, data)
-    evaluation = Evaluation(graph, names, tuple(leaves), has_gradient, tuple(data), watch(model, guide))
+    evaluation = Evaluation(
+        graph, names, tuple(leaves), has_gradient, tuple(data), watch(model, guide)
+    )
     _compare(evaluation, eager, first)
     return evaluation
 
@@ -230,8 +231,8 @@ def _compare(
     changed = evaluation.numbers.changed_by(lambda: again.extend(eager(_SEEDS[0])))
     if changed:
         raise CaptureError(
-            f"every run of it changes a Python number, '{changed[0]}', which it may read. Pass such "
-            "a number as a tensor argument"
+            f"every run of it changes a Python number, '{changed[0]}', which it may read. Pass "
+            "such a number as a tensor argument"
         )
     if not all(map(agree, _present(first), _present(again))):
         raise CaptureError(

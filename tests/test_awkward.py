@@ -1,11 +1,10 @@
-"""Captured or not, a program's numbers are those of the objective: the table of awkward programs."""
+"""Captured or not, the numbers are those of the objective: the table of awkward programs."""
 
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
-import numpy as np
 import pyro
 import pytest
 import torch
@@ -13,7 +12,7 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_elbo_lab.compiled import compiled
+from pyro_elbo_lab.compiled import Backend, compiled
 from tests.capture.awkward import PROGRAMS, Program, Run
 from tests.tolerances import assert_means_equal
 
@@ -108,7 +107,7 @@ def assert_close(found: Call, expected: Call, where: str) -> None:
             rtol=0.0,
             atol=ROUNDING * scale,
             equal_nan=True,
-            msg=lambda text, name=name: f"{where}, {name}: {text}",
+            msg=partial("{}, {}: {}".format, where, name),
         )
 
 
@@ -124,7 +123,7 @@ def assert_outcome(row: Program, record: Record) -> None:
         assert row.place in said, said
 
 
-def assert_same_numbers(row: Program, backend: str) -> Record:
+def assert_same_numbers(row: Program, backend: Backend) -> Record:
     moving = row.same_stream
     calls = CALLS if row.same_stream else MANY_CALLS
     expected = follow(row, lambda objective: objective, calls, moving)

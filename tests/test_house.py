@@ -16,7 +16,17 @@ MODULES = {path.stem: path for path in sorted((ROOT / "pyro_elbo_lab").glob("*.p
 
 # Each module may import those of the rows above its own.
 STORY = [
-    ["bounds", "paths", "explanation", "annealing", "state", "environment", "noise", "simplify", "guard"],
+    [
+        "bounds",
+        "paths",
+        "explanation",
+        "annealing",
+        "state",
+        "environment",
+        "noise",
+        "simplify",
+        "guard",
+    ],
     ["enumeration"],
     ["structure"],
     ["layout", "sleep", "given"],

@@ -159,5 +159,3 @@ def guide_of_mixture():
 @program("either")
 def auto_discrete_parallel():
     return Run(mixture, guide_of_mixture(), TraceEnum_ELBO(max_plate_nesting=1), (X,))
-
-

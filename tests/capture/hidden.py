@@ -310,7 +310,11 @@ def noise_outside_of_sample_statements():
 def sort_topk_and_index():
     def model():
         z = pyro.sample("z", dist.Normal(torch.zeros(6), 1.0).to_event(1))
-        largest = z.sort().values[-1] + z.topk(2).values.sum() + z.gather(0, z.argmax(0, keepdim=True)).sum()
+        largest = (
+            z.sort().values[-1]
+            + z.topk(2).values.sum()
+            + z.gather(0, z.argmax(0, keepdim=True)).sum()
+        )
         running = z.cumsum(0).logcumsumexp(0)[-1] + z.median()
         pyro.sample("x", dist.Normal(largest + running, 1.0), obs=X[0])
 
@@ -326,7 +330,9 @@ def scatter_and_gather():
 
     def model():
         z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-        sums = torch.zeros(3).index_add(0, groups, X) + torch.zeros(3).scatter_add(0, groups, z[groups])
+        sums = torch.zeros(3).index_add(0, groups, X) + torch.zeros(3).scatter_add(
+            0, groups, z[groups]
+        )
         pyro.sample("x", dist.Normal(sums[groups] * z.gather(0, groups), 1.0).to_event(1), obs=X)
 
     def guide():

@@ -186,7 +186,9 @@ def bernoulli_by_its_score():
 def categorical_and_poisson_by_their_scores():
     def model():
         k = pyro.sample("k", dist.Categorical(torch.tensor([0.2, 0.5, 0.3])))
-        n = pyro.sample("n", dist.Poisson(torch.tensor([1.0, 3.0, 6.0]).index_select(0, k.reshape(1)).squeeze()))
+        n = pyro.sample(
+            "n", dist.Poisson(torch.tensor([1.0, 3.0, 6.0]).index_select(0, k.reshape(1)).squeeze())
+        )
         pyro.sample("y", dist.Normal(n, 1.0), obs=torch.tensor(2.2))
 
     def guide():

@@ -1,5 +1,7 @@
 """Objectives: ours of every family, and Pyro's."""
 
+from typing import Any
+
 import pyro
 import pyro.contrib.gp.kernels as kernels
 import pyro.distributions as dist
@@ -46,7 +48,7 @@ def run(objective):
     return Run(model, guide, objective, (X,))
 
 
-VECTORIZED = {"vectorize_particles": True}
+VECTORIZED: dict[str, Any] = {"vectorize_particles": True}
 
 
 @program("captured")

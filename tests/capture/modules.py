@@ -77,6 +77,8 @@ def batch_norm_in_evaluation():
 @program("eager", reason="outlives")
 def buffer_updated_in_place():
     class Counting(nn.Module):
+        calls: torch.Tensor
+
         def __init__(self):
             super().__init__()
             self.register_buffer("calls", torch.zeros(()))
