@@ -68,6 +68,7 @@ def capture(
     except Exception as error:
         raise CaptureError(_why(error)) from error
     _refuse_writes(module)
+    _refuse_shapes(module)
     constants = _lift(module, leaves)
     noise = hoist(module)
     for node in module.graph.nodes:
@@ -148,6 +149,22 @@ def _refuse_writes(module: fx.GraphModule) -> None:
                     f"({schema.name.removeprefix('aten::')}, as the running statistics of a batch "
                     f"normalisation in train mode){where}"
                 )
+
+
+def _refuse_shapes(module: fx.GraphModule) -> None:
+    """The shapes of a graph must not depend on values."""
+    for node in module.graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        dynamic = torch.Tag.dynamic_output_shape in node.target.tags
+        if node.target is aten.index.Tensor:
+            indices = [i.meta["val"] for i in node.args[1] if i is not None]
+            dynamic = any(i.dtype in (torch.bool, torch.uint8) for i in indices)
+        if dynamic:
+            raise CaptureError(
+                f"a shape depends on a tensor's values ({node.target}, as in x[x > 0]); "
+                "torch.where and masks keep shapes as they are"
+            )
 
 
 def _lift(module: fx.GraphModule, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:

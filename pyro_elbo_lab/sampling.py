@@ -66,7 +66,7 @@ def draw(
     detached: frozenset[str] = frozenset(),
     refreshed: frozenset[str] = frozenset(),
     leaves: bool = False,
-    latent_scale: float = 1.0,
+    latent_scale: float | Tensor = 1.0,
     expectations: Mapping[FactorKey, Expectation] | None = None,
     sobol: Placement | None = None,
     given: Values | None = None,
@@ -118,7 +118,8 @@ def draw(
         latents = frozenset(structure.latents)
         given_to = _Given(replaced, num if vectorize and num > 1 else None, nesting)
         prepare = _Prepare(latents, tied, num_inner, detached, fresh, leaves, given_to)
-        with _ScaleLatents(latent_scale) if latent_scale != 1.0 else nullcontext():
+        unscaled = isinstance(latent_scale, float | int) and latent_scale == 1
+        with nullcontext() if unscaled else _ScaleLatents(latent_scale):
             model_trace, guide_trace = run(model, guide, args, kwargs, prepare, enumerate_from)
         sites = factors(model_trace, guide_trace)
         if signature(sites) != structure.signature:
@@ -320,7 +321,7 @@ class _ScaleLatents(Messenger):
     """Multiplies the scale of all sites but the model's observations and what is summed out, which
     is a part of their density."""
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale: float | Tensor) -> None:
         super().__init__()
         self.scale = scale
 
