@@ -272,11 +272,11 @@ class CompiledELBO(ELBO):
         inputs = [*evaluation.leaves, *data, *evaluation.graph.constants, *noise]
         module = evaluation.graph.module
         with random_states_kept():
-            evaluation.graph.noise.fill(noise)
+            refill = partial(evaluation.graph.noise.fill, noise)
             if self.backend == "graph":
+                refill()
                 runner, why = runner_of(module, inputs), ""
             else:
-                refill = partial(evaluation.graph.noise.fill, noise)
                 runner, why = checked_runner(module, inputs, refill)
         if why:
             warnings.warn(f"{self.objective!r} runs as a graph, uncompiled: {why}.", stacklevel=6)

@@ -79,13 +79,14 @@ class _Guard(TorchDispatchMode):
         decisive = self._made_from(_counted(func, args))
         if decisive is None:
             raise CaptureError(
-                f"the shape of a tensor depends on values, in {func} ({_line_now()}). Select with "
+                f"a shape depends on a tensor's values, in {func} ({_line_now()}). Select with "
                 "pyro.poutine.mask or torch.where, or index with integers from outside"
             )
         self.decisive += decisive
         if any(isinstance(x, torch.Generator) for x in (*args, *kwargs.values())):
             raise CaptureError(f"it draws from a Generator of its own, in {func} ({_line_now()})")
-        if not all(_storage(x) in self.own for x in _written(func, args, kwargs)):
+        written = {_storage(x) for x in _written(func, args, kwargs)}
+        if not written <= self.own:
             raise CaptureError(
                 f"it writes to a tensor that outlives the call, in {func} ({_line_now()}); a "
                 "BatchNorm layer in train mode does so"
@@ -93,6 +94,7 @@ class _Guard(TorchDispatchMode):
         result = func(*args, **kwargs)
         made = {_storage(x) for x in _tensors((result,))}
         self.own |= made if func in _FRESH else made - given
+        made |= written
         random = torch.Tag.nondeterministic_seeded in func.tags
         sources = None if random else self._made_from(tensors)
         for storage in made:

@@ -65,6 +65,7 @@ def checked_runner(
             x.copy_(before)
         return inputs
 
+    refill()  # an index that was never drawn may be out of bounds
     runner, reason = _runner_or_why_not(module, restored, refill)
     if runner is None:
         runner = runner_of(module, restored())

@@ -29,7 +29,7 @@ from pyro_elbo_lab.target import Target, value
 
 LocalPlates = str | tuple[str, ...]
 Weights = Literal["cells", "complete", "joint"]
-KLWeight = float | Callable[[int], float]
+KLWeight = float | Callable[[int], float | Tensor]
 OwnTerm = Callable[[Program, Program, tuple, dict], Tensor]
 Draw = Callable[..., Particles]
 Source = Callable[[Draw, Structure, Program], Particles]
@@ -320,7 +320,7 @@ class Objective(ELBO):
         doubly = plan.latents_with("doubly_reparameterized", "doubly_reparameterized_wake")
         return doubly & plan.layout.local if self.target.outer is mean else doubly
 
-    def _latent_scale(self) -> float:
+    def _latent_scale(self) -> float | Tensor:
         if not callable(self.kl_weight):
             return self.kl_weight
         return self.kl_weight(self.num_gradients)

@@ -66,7 +66,7 @@ def draw(
     detached: frozenset[str] = frozenset(),
     refreshed: frozenset[str] = frozenset(),
     leaves: bool = False,
-    latent_scale: float = 1.0,
+    latent_scale: float | Tensor = 1.0,
     expectations: Mapping[FactorKey, Expectation] | None = None,
     sobol: Placement | None = None,
     given: Values | None = None,
@@ -118,8 +118,8 @@ def draw(
         latents = frozenset(structure.latents)
         given_to = _Given(replaced, num if vectorize and num > 1 else None, nesting)
         prepare = _Prepare(latents, tied, num_inner, detached, fresh, leaves, given_to)
-        plain = not isinstance(latent_scale, Tensor) and latent_scale == 1.0
-        with nullcontext() if plain else _ScaleLatents(latent_scale):
+        unscaled = isinstance(latent_scale, float | int) and latent_scale == 1
+        with nullcontext() if unscaled else _ScaleLatents(latent_scale):
             model_trace, guide_trace = run(model, guide, args, kwargs, prepare, enumerate_from)
         sites = factors(model_trace, guide_trace)
         if signature(sites) != structure.signature:

@@ -149,7 +149,8 @@ def _by_graph(task: Task, evaluation: Evaluation, update: Update, started: float
 
     def trainer(evaluation: Evaluation, like: Trainer | None = None) -> Trainer:
         schedule = weight if callable(weight) else None
-        return Trainer(evaluation, update, schedule, average_from, like)
+        with random_states_kept():
+            return Trainer(evaluation, update, schedule, average_from, like)
 
     main = trainer(evaluation)
     if main.reason:
