@@ -31,7 +31,7 @@ class Record:
     Attributes:
         calls: of each, "loss" and gradients by parameter.
         state: what the program itself has changed.
-        warnings: that it runs eagerly.
+        warnings: that it runs eagerly, or without being compiled.
         status: after the last call.
     """
 
@@ -91,7 +91,7 @@ def follow(row: Program, wrap: Callable[[ELBO], ELBO], calls: int, moving: bool 
         state = {name: value.clone() for name, value in run.state().items()}
         status = getattr(objective, "status", lambda *args, **kwargs: "")
         ran = status(run.model, run.guide, *args, **run.kwargs)
-    said = [str(w.message) for w in caught if "eagerly" in str(w.message)]
+    said = [str(w.message) for w in caught if " runs " in str(w.message)]
     torch.set_default_dtype(torch.float32)
     return Record(found, state, said, ran)
 
