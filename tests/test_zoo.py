@@ -23,6 +23,7 @@ from pyro_elbo_lab import (
     StandardELBO,
     TailAdaptive,
     ThermodynamicELBO,
+    compiled,
 )
 from tests.laws import toys
 
@@ -122,3 +123,11 @@ def test_subsampling(entry):
         else:
             with pytest.raises(ValueError, match=r"subsampled|does not follow"):
                 objective.loss_and_grads(toy.model, toy.guide)
+
+
+def test_every_objective_is_captured(entry):
+    objective, row = entry
+    toy = toys.local(num_data=5)
+    loss = compiled(objective, backend="graph")
+    assert loss.status(toy.model, toy.guide) == "captured"
+    loss.loss_and_grads(toy.model, toy.guide)
