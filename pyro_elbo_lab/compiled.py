@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from pyro_elbo_lab.environment import Snapshot, Watch, contents, watch
-from pyro_elbo_lab.evaluation import Evaluation, agree, evaluate, kl_weight
+from pyro_elbo_lab.evaluation import Evaluation, agree, evaluate, handler_around, kl_weight
 from pyro_elbo_lab.guard import CaptureError
 from pyro_elbo_lab.inductor import Runner, checked_runner, runner_of
 from pyro_elbo_lab.state import random_states_kept
@@ -87,7 +87,7 @@ class _Compiled:
     runner: Runner
     data: list[Tensor]
     noise: list[Tensor]
-    pointers: list[int]
+    condition: list[Any]
     calls: int = 0
     checked: int = 0
     seen: list[tuple[Tensor, int, int]] = field(default_factory=list)
@@ -95,7 +95,7 @@ class _Compiled:
     def still_has(self, leaves: Sequence[Tensor | None]) -> bool:
         own = self.evaluation.leaves
         same = len(leaves) == len(own) and all(map(operator.is_, leaves, own))
-        return same and self.pointers == _pointers(self.evaluation)
+        return same and self.condition == _condition(self.evaluation)
 
 
 @dataclass
@@ -115,7 +115,7 @@ class _Last:
     model: Program
     guide: Program
     args: tuple
-    dtype: torch.dtype
+    mode: tuple
     numbers: Watch
     graph: _Compiled
 
@@ -126,7 +126,8 @@ class _Last:
             and not kwargs
             and len(args) == len(self.args)
             and all(map(operator.is_, args, self.args))
-            and torch.get_default_dtype() is self.dtype
+            and _mode() == self.mode
+            and not any(isinstance(x, Tensor) and x.requires_grad for x in args)
             and self.numbers.unchanged()
             and self.graph.still_has(_leaves(self.graph.evaluation.names))
         )
@@ -213,7 +214,9 @@ class CompiledELBO(ELBO):
 
     def _ready(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> _Compiled | None:
         """The graph for these arguments, with the data in place; None to run eagerly."""
-        last = self._last
+        if not torch.is_grad_enabled():
+            return None
+        last = self._last if not handler_around() else None
         if last is not None and last.is_for(model, guide, args, kwargs):
             graph = last.graph
             self._bind(graph, args, kwargs)
@@ -234,7 +237,7 @@ class CompiledELBO(ELBO):
             del pair.graphs[key]
             graph = None
         try:
-            if graph is None:
+            if graph is None or handler_around():
                 graph = self._capture(pair, model, guide, args, kwargs)
                 pair.numbers = graph.evaluation.numbers
                 pair.graphs[signature(args, kwargs, model, guide, pair.numbers.snapshot())] = graph
@@ -252,7 +255,7 @@ class CompiledELBO(ELBO):
             return None
         self._last = None
         if all(isinstance(x, Tensor | bool | int | float | None) for x in args):
-            self._last = _Last(model, guide, args, torch.get_default_dtype(), pair.numbers, graph)
+            self._last = _Last(model, guide, args, _mode(), pair.numbers, graph)
         _announce(graph.evaluation.names)
         return graph
 
@@ -280,7 +283,7 @@ class CompiledELBO(ELBO):
                 runner, why = checked_runner(module, inputs, refill)
         if why:
             warnings.warn(f"{self.objective!r} runs as a graph, uncompiled: {why}.", stacklevel=6)
-        return _Compiled(evaluation, runner, data, noise, _pointers(evaluation))
+        return _Compiled(evaluation, runner, data, noise, _condition(evaluation))
 
     def _bind(self, graph: _Compiled, args: tuple, kwargs: dict) -> None:
         tensors = [x for x in _flat(args, kwargs) if isinstance(x, Tensor)]
@@ -341,11 +344,15 @@ def _announce(names: Sequence[str]) -> None:
             pyro.param(name)
 
 
-def _pointers(evaluation: Evaluation) -> list[int]:
-    """Where parameters and constants lie, which `.data = ` moves, and versions of masks."""
-    graph = evaluation.graph
-    pointers = [x.data_ptr() for x in (*evaluation.leaves, *graph.constants)]
-    return pointers + [x._version for x in graph.decisive]
+def _condition(evaluation: Evaluation) -> list[Any]:
+    """Where parameters and constants lie, which `.data = ` moves; whether they are trained, have
+    hooks; versions of masks."""
+    graph, leaves = evaluation.graph, evaluation.leaves
+    tensors = (*leaves, *graph.constants)
+    found: list[Any] = [x.data_ptr() for x in tensors]
+    found += [x.requires_grad for x in tensors]
+    found += [bool(x._backward_hooks or x._post_accumulate_grad_hooks) for x in leaves]
+    return found + [x._version for x in graph.decisive]
 
 
 def _leaves(names: Sequence[str]) -> list[Tensor | None]:
@@ -382,14 +389,20 @@ def signature(args: tuple, kwargs: dict, model: Program, guide: Program, around:
         spec,
         tuple([_kind(x) for x in flat]),
         tuple([p.training for p in (model, guide) if isinstance(p, nn.Module)]),
-        torch.get_default_dtype(),
+        _mode(),
         around,
     )
 
 
+def _mode() -> tuple:
+    """What PyTorch does everywhere."""
+    return torch.get_default_dtype(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled()
+
+
 def _kind(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype, value.device
+        strides = value.stride() if value.layout is torch.strided else value.layout
+        return value.shape, strides, value.dtype, value.device, value.requires_grad
     if value is None or isinstance(value, bool | int | float | str):
         return type(value), value
     return type(value), contents(value)

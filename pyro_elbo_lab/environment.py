@@ -36,6 +36,7 @@ class _Identity(int):
 _MOST_PLACES = 400
 _SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _LIBRARIES = {"torch", "pyro", "numpy", "pyro_elbo_lab", "scipy"} | set(sys.stdlib_module_names)
+_COUNTERS = ("num_gradients",)  # of an objective, which counts its calls
 _SMALL = 16
 _MOST_COMPARED = 100_000
 
@@ -185,7 +186,7 @@ def _of_object(value: Any, seen: set[int]) -> Iterator[Place]:
     own = vars(value)
     foreign = _is_library(type(value).__module__)
     for name, entry in own.items():
-        if name.startswith("__") or (foreign and name.startswith("_")):
+        if name.startswith("__") or (foreign and name.startswith("_")) or name in _COUNTERS:
             continue
         if isinstance(entry, (*_SCALARS, Tensor, np.ndarray, list, tuple, dict)):
             yield Place(own, name, name)

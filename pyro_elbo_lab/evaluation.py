@@ -9,11 +9,15 @@ from functools import cached_property
 from typing import Any
 from unittest.mock import patch
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
+from pyro.poutine import runtime
+from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pyro_elbo_lab.capture import Graph, capture, unvalidated
 from pyro_elbo_lab.environment import Watch, watch
@@ -100,7 +104,12 @@ def evaluate(
         CaptureError: why this has to run eagerly.
         Exception: what the objective itself raises.
     """
-    with random_states_kept():
+    handler = handler_around()
+    if handler:
+        raise CaptureError(
+            f"a handler around the call, {handler}, may change what the program does"
+        )
+    with random_states_kept(), _store_kept():
         return _evaluate(objective, model, guide, args, dict(kwargs))
 
 
@@ -112,13 +121,18 @@ def _evaluate(
     with guarded():  # refused before it changes anything
         names, leaves = parameters(objective, model, guide, args, kwargs)
 
+    _refuse_gradients_of_others(names, leaves, tree_leaves((args, kwargs)))
+
     def eager(seed: int) -> list[Tensor | None]:
         torch.manual_seed(seed)
         with poutine.block(), unvalidated():
             return _loss_and_gradients(copy.copy(objective), model, guide, args, kwargs, leaves)
 
-    before = foreign_random_states()
+    before, store_before = foreign_random_states(), dict(pyro.get_param_store()._params)
     first = eager(_SEEDS[0])
+    for name, leaf in pyro.get_param_store()._params.items():
+        if store_before.get(name) is not leaf:
+            raise CaptureError(f"every run of it replaces '{name}' in the param store, an average")
     for source, state in foreign_random_states().items():
         if state != before[source]:
             raise CaptureError(f"it draws from {source}, whose numbers a graph keeps. Use torch")
@@ -141,9 +155,8 @@ def _evaluate(
         return tuple(x for x in values if x is not None)
 
     graph = capture(function, leaves, data)
-    evaluation = Evaluation(
-        graph, names, tuple(leaves), has_gradient, tuple(data), watch(model, guide)
-    )
+    numbers = watch(model, guide, objective)
+    evaluation = Evaluation(graph, names, tuple(leaves), has_gradient, tuple(data), numbers)
     _compare(evaluation, eager, first)
     return evaluation
 
@@ -159,9 +172,29 @@ def parameters(
             raise CaptureError(f"{type(objective).__name__} has no loss") from None
     sites = {name: s for name, s in captured.trace.nodes.items() if s["type"] == "param"}
     leaves = {name: site["value"].unconstrained() for name, site in sites.items()}
-    # one parameter may have two names
-    leaves = {id(leaf): (name, leaf) for name, leaf in leaves.items() if leaf.requires_grad}
-    return tuple(name for name, _ in leaves.values()), [leaf for _, leaf in leaves.values()]
+    unique = {id(leaf): (name, leaf) for name, leaf in leaves.items()}  # some have two names
+    return tuple(name for name, _ in unique.values()), [leaf for _, leaf in unique.values()]
+
+
+def handler_around() -> str:
+    """The kind of a handler around the call that does more than hide or collect parameters."""
+    for handler in runtime._PYRO_STACK:
+        kind = type(handler)
+        if not (kind is BlockMessenger or (kind is TraceMessenger and handler.param_only)):
+            return kind.__name__
+    return ""
+
+
+def _refuse_gradients_of_others(
+    names: Sequence[str], leaves: Sequence[Tensor], arguments: Sequence[Any]
+) -> None:
+    for name, leaf in zip(names, leaves, strict=True):
+        if leaf._backward_hooks or leaf._post_accumulate_grad_hooks:
+            raise CaptureError(f"parameter '{name}' has a hook on its gradient")
+        if name not in pyro.get_param_store():
+            raise CaptureError(f"parameter '{name}' is local to its module, not in the param store")
+    if any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
+        raise CaptureError("an argument requires a gradient, which only eager runs give. Detach it")
 
 
 def kl_weight(objective: Any) -> float:
@@ -208,10 +241,12 @@ def _loss_and_gradients(
     loss = objective.differentiable_loss(model, guide, *args, **kwargs)
     if not isinstance(loss, Tensor):
         raise CaptureError("the loss does not depend on a tensor")
-    gradients: Sequence[Tensor | None] = [None] * len(leaves)
-    if loss.requires_grad and leaves:
-        gradients = torch.autograd.grad(loss, list(leaves), allow_unused=True)
-    return [loss.detach(), *gradients]
+    trained = [leaf for leaf in leaves if leaf.requires_grad]
+    found: Sequence[Tensor | None] = [None] * len(trained)
+    if loss.requires_grad and trained:
+        found = torch.autograd.grad(loss, trained, allow_unused=True)
+    gradients = dict(zip(map(id, trained), found, strict=True))
+    return [loss.detach(), *[gradients.get(id(leaf)) for leaf in leaves]]
 
 
 def _compare(
@@ -277,6 +312,21 @@ def agree(one: Tensor, other: Tensor, digits: float = 1e3) -> bool:
     scale = float(finite.abs().max()) if finite.numel() else 0.0
     tolerance = digits * torch.finfo(one.dtype).eps
     return torch.allclose(one, other, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+
+
+@contextmanager
+def _store_kept() -> Iterator[None]:
+    """Parameters that the block replaces in the store are put back."""
+    store = pyro.get_param_store()
+    before = dict(store._params)
+    try:
+        yield
+    finally:
+        for name, leaf in before.items():
+            new = store._params.get(name)
+            if new is not None and new is not leaf:
+                del store._param_to_name[new]
+                store._params[name], store._param_to_name[leaf] = leaf, name
 
 
 @contextmanager

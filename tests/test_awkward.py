@@ -85,7 +85,8 @@ def follow(row: Program, wrap: Callable[[ELBO], ELBO], calls: int, moving: bool 
         for call in range(calls):
             args = run.arguments(call)
             pyro.set_rng_seed(100 + call)
-            found.append(evaluate(objective, run, args))
+            with run.around(call):
+                found.append(evaluate(objective, run, args))
             if moving:
                 step()
         state = {name: value.clone() for name, value in run.state().items()}

@@ -1,6 +1,7 @@
 """What model and guide are called with, and what else they read that may change between calls."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyro
@@ -473,3 +474,41 @@ def parameter_memory_replaced():
         return ()
 
     return Run(lambda: gaussian(0.0), normal_z, each=each)
+
+
+@program("either")
+def sparse_matrix():
+    x = torch.eye(4).to_sparse()
+
+    def model(x):
+        gaussian((x @ X[:, None]).sum())
+
+    return Run(model, normal_z, args=(x,))
+
+
+@program("either")
+def complex_numbers():
+    def model(x):
+        gaussian(x.abs().sum() + torch.fft.fft(x).real.mean())
+
+    return Run(model, normal_z, args=(torch.complex(X, X.sin()),))
+
+
+@program("either")
+def tensor_of_a_subclass():
+    class Labelled(torch.Tensor):
+        pass
+
+    return Run(lambda x: gaussian(0.0, 1.0, x), normal_z, args=(X.as_subclass(Labelled),))
+
+
+@program("captured")
+def named_tuple_as_an_argument():
+    class Data(NamedTuple):
+        x: torch.Tensor
+        sd: torch.Tensor
+
+    def each(call):
+        return (Data(X + late(call), torch.tensor(1.0 + call)),)
+
+    return Run(lambda data: gaussian(0.0, data.sd, data.x), normal_z, each=each)

@@ -6,9 +6,18 @@ A new row is a function that builds the program, decorated with `registry.progra
 of its kind.
 """
 
-from tests.capture import arguments, autoguides, hidden, latents, losses, modules, plates
+from tests.capture import (
+    arguments,
+    autoguides,
+    hidden,
+    latents,
+    losses,
+    modules,
+    plates,
+    surroundings,
+)
 from tests.capture.registry import PROGRAMS, Program, Run
 
 __all__ = ["PROGRAMS", "Program", "Run"]
 
-KINDS = [latents, autoguides, plates, modules, arguments, hidden, losses]
+KINDS = [latents, autoguides, plates, modules, arguments, hidden, surroundings, losses]

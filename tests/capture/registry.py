@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,10 @@ def _nothing() -> dict[str, Tensor]:
     return {}
 
 
+def _nowhere(call: int) -> AbstractContextManager:
+    return nullcontext()
+
+
 @dataclass(frozen=True)
 class Run:
     """What SVI is given.
@@ -31,6 +36,7 @@ class Run:
         kwargs: their keyword arguments.
         each: call number -> the positional arguments of this call; may change what the user of
             the program would change between calls.
+        around: call number -> a context that this call happens in.
         state: what the program itself changes, to be compared after the last call.
     """
 
@@ -40,6 +46,7 @@ class Run:
     args: tuple = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     each: Callable[[int], tuple] | None = None
+    around: Callable[[int], AbstractContextManager] = _nowhere
     state: Callable[[], Mapping[str, Tensor]] = _nothing
 
     def arguments(self, call: int) -> tuple:
