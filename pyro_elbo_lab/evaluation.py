@@ -106,9 +106,7 @@ def evaluate(
     """
     handler = handler_around()
     if handler:
-        raise CaptureError(
-            f"a handler around the call, {handler}, may change what the program does"
-        )
+        raise CaptureError(f"a handler around the call, {handler}, may change what it does")
     with random_states_kept(), _store_kept():
         return _evaluate(objective, model, guide, args, dict(kwargs))
 

@@ -1,6 +1,7 @@
 """What stands around the program: handlers, contexts, hooks, gradients of others, the objective."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -51,8 +52,8 @@ def autocast_from_outside():
     def product():
         gaussian((weights @ X).float().sum())
 
-    cast = from_the_fifth(lambda: torch.autocast("cpu", torch.bfloat16))
-    return Run(product, normal_z, around=cast)
+    half = from_the_fifth(lambda: torch.autocast("cpu", torch.bfloat16))
+    return Run(product, normal_z, around=half)
 
 
 @program("either")
@@ -72,8 +73,8 @@ def hook_on_a_gradient():
 
 @program("either", reason="hook")
 def hook_that_reads_a_norm():
-    norms = []
-    hooked = []
+    norms: list[float] = []
+    hooked: list[Any] = []
 
     def each(call):
         if not hooked:
@@ -92,7 +93,10 @@ def weights_outside_of_the_store():
     def closed():
         gaussian(net(X[:1]).sum())
 
-    return Run(closed, normal_z, state=lambda: {"gradient": net.weight.grad})
+    def state():
+        return {"gradient": net.weight.grad}
+
+    return Run(closed, normal_z, state=state)
 
 
 @program("either", reason="requires a gradient")
@@ -103,7 +107,9 @@ def argument_with_a_gradient():
     def each(call):
         return (net(X[:1]).sum(),)
 
-    state = lambda: {"gradient": net.weight.grad}  # noqa: E731
+    def state():
+        return {"gradient": net.weight.grad}
+
     return Run(lambda shift: gaussian(shift), normal_z, each=each, state=state)
 
 
@@ -138,7 +144,10 @@ def parameters_local_to_modules():
     with around():
         guide = AutoNormal(own)
         guide()
-    state = lambda: {name: p.grad for name, p in guide.named_parameters()}  # noqa: E731
+
+    def state():
+        return {name: p.grad for name, p in guide.named_parameters()}
+
     return Run(own, guide, around=around, state=state)
 
 
