@@ -348,11 +348,10 @@ def _condition(evaluation: Evaluation) -> list[Any]:
     """Where parameters and constants lie, which `.data = ` moves; whether they are trained, have
     hooks; versions of masks."""
     graph, leaves = evaluation.graph, evaluation.leaves
-    tensors = (*leaves, *graph.constants)
-    found: list[Any] = [x.data_ptr() for x in tensors]
-    found += [x.requires_grad for x in tensors]
-    found += [bool(x._backward_hooks or x._post_accumulate_grad_hooks) for x in leaves]
-    return found + [x._version for x in graph.decisive]
+    found: list[Any] = [x.data_ptr() for x in (*leaves, *graph.constants)]
+    for x in leaves:
+        found += (x.requires_grad, not x._backward_hooks, not x._post_accumulate_grad_hooks)
+    return found + [x._version for x in graph.decisive] if graph.decisive else found
 
 
 def _leaves(names: Sequence[str]) -> list[Tensor | None]:
