@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_elbo_lab.noise import Noise, hoist
+from pyro_elbo_lab.scans import DECOMPOSITIONS
 
 __all__ = ["CaptureError", "Graph", "capture", "users_line"]
 
@@ -62,7 +63,7 @@ def capture(
     """
     try:
         with poutine.block(), pyro.validation_enabled(False), _numbers_of(leaves):
-            module = make_fx(function)(*data)
+            module = make_fx(function, DECOMPOSITIONS)(*data)
     except CaptureError:
         raise
     except Exception as error:
