@@ -16,7 +16,8 @@ MODULES = {path.stem: path for path in sorted((ROOT / "pyro_elbo_lab").glob("*.p
 
 # Each module may import those of the rows above its own.
 STORY = [
-    ["bounds", "paths", "explanation", "annealing", "state", "environment", "noise", "simplify"],
+    ["bounds", "paths", "explanation", "annealing", "state", "environment", "noise"],
+    ["simplify", "scans"],
     ["enumeration"],
     ["structure"],
     ["layout", "sleep", "given"],
@@ -35,6 +36,8 @@ STORY = [
     ["convert"],
     ["fit"],
     ["potential"],
+    ["density"],
+    ["chains"],
     ["reference"],
     ["_distances", "_draws", "_importance"],
     ["_dataset"],
