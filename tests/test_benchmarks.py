@@ -1,4 +1,4 @@
-"""The benchmarks compare like with like."""
+"""The benchmarks compare like with like, in turn."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,6 +9,8 @@ import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 
+from tests.benchmarks import nuts_speed
+from tests.benchmarks.harness import Contender, interleaved
 from tests.benchmarks.problems import PROBLEMS, Problem
 
 Density = Callable[..., Any]
@@ -43,7 +45,7 @@ def values(run: poutine.Trace) -> Values:
     return {name: run.nodes[name]["value"].detach().numpy() for name in names}
 
 
-def weights(encoder: torch.nn.Module) -> Values:
+def weights(encoder: Any) -> Values:
     """The encoder's parameters by NumPyro's names."""
     layers = {"hidden": encoder.hidden[0], "loc": encoder.loc, "scale": encoder.log_scale}
     arrays = {}
@@ -68,3 +70,22 @@ def test_numpyro_has_the_same_encoder(log_density: Density) -> None:
     run, _, guide, args = drawn(PROBLEMS["VAE"])
     density = log_density(encoder, args, weights(guide) | {"z": values(run)["z"]})
     assert density == pytest.approx(run.log_prob_sum().item(), rel=1e-9)
+
+
+def test_contenders_take_turns() -> None:
+    bursts: list[str] = []
+
+    def contender(name: str) -> Contender:
+        return Contender(name, lambda num_steps: bursts.append(name))
+
+    contenders = [contender(name) for name in "abc"]
+    times = interleaved(contenders, rounds=4)
+    assert bursts[-12:] == list("abcbcacababc")
+    assert {name: x.shape for name, x in times.items()} == dict.fromkeys("abc", (4,))
+
+
+def test_z_is_in_standard_errors_of_the_difference() -> None:
+    x = np.random.default_rng(0).normal(size=(4, 1000))
+    error = x.std() / x.size**0.5 * 2**0.5  # of the difference of two such means
+    moved = {"mu[]": x, "tau[]": x + 3 * error}
+    assert nuts_speed.largest_z({"mu[]": x, "tau[]": x}, moved) == pytest.approx(3, rel=0.1)

@@ -70,9 +70,7 @@ def rows() -> tuple[Tensor]:
 _PROBLEMS = [
     Problem("eight schools", eight_schools.model, AutoNormal, eight_schools.data),
     Problem("logistic", logistic_regression.model, AutoNormal, simulated_logistic),
-    Problem(
-        "logistic MVN", logistic_regression.model, AutoMultivariateNormal, simulated_logistic
-    ),
+    Problem("logistic MVN", logistic_regression.model, AutoMultivariateNormal, simulated_logistic),
     Problem("radon", radon.model, AutoNormal, radon.data),
     Problem("VAE", vae.model, lambda model: vae.Encoder(784), digits),
 ]
