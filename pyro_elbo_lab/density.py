@@ -64,6 +64,8 @@ class CompiledDensity:
         except torch.linalg.LinAlgError:
             return float("nan"), np.zeros_like(x)
         logp, gradient = self.runner.outputs
+        if torch.isnan(logp):
+            return float("nan"), np.zeros_like(x)
         return float(logp), gradient.cpu().numpy().copy()
 
     @property
