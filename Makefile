@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench clean
 
 help:
 	@echo "make demo   compare three objectives with NUTS on eight schools, writes report/index.html"
 	@echo "make test   run the tests, then lint"
 	@echo "make lint   check style (ruff) and types (mypy)"
+	@echo "make bench  time training and NUTS beside Pyro and NumPyro; BENCH=--quick for a first look"
 	@echo "make clean  remove $(VENV), the report and all caches"
 
 demo: $(INSTALLED)
@@ -27,6 +28,15 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+bench: $(INSTALLED).bench
+	$(BIN)/python -m tests.benchmarks.speed $(BENCH)
+	$(BIN)/python -m tests.benchmarks.compile_cost $(BENCH)
+	$(BIN)/python -m tests.benchmarks.nuts_speed $(BENCH)
+
+$(INSTALLED).bench: $(INSTALLED)
+	$(BIN)/python -m pip install --no-input --disable-pip-version-check -e ".[bench]"
+	@touch $@
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
 	@echo "Installing into $(VENV); the first time this downloads several GB, most of it PyTorch."

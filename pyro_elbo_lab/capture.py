@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_elbo_lab.guard import CaptureError, guarded, users_line
 from pyro_elbo_lab.noise import Noise, hoist
+from pyro_elbo_lab.scans import DECOMPOSITIONS
 
 __all__ = ["Graph", "capture", "unvalidated"]
 
@@ -60,7 +61,7 @@ def capture(
     try:
         with poutine.block(), unvalidated(), guarded([*leaves, *data]) as decisive:
             # aliases: a model may hold the very tensor that it is called with
-            module = make_fx(function)(*[x.detach() for x in data])
+            module = make_fx(function, DECOMPOSITIONS)(*[x.detach() for x in data])
     except CaptureError:
         raise
     except Exception as error:

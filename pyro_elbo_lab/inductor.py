@@ -17,7 +17,7 @@ from pyro_elbo_lab.recording import Feed, NotRecordableError, record
 from pyro_elbo_lab.simplify import simplify
 from pyro_elbo_lab.state import random_states_kept
 
-__all__ = ["MOST_NODES", "Runner", "checked_runner", "runner_of"]
+__all__ = ["MOST_NODES", "Runner", "checked_runner", "compile_graph", "runner_of"]
 
 Compiled = Callable[..., Sequence[Tensor]]
 
@@ -83,7 +83,7 @@ def _runner_or_why_not(
             f"compile; at most {MOST_NODES} are compiled"
         )
     try:
-        runner = runner_of(_compile(module, restored()), restored())
+        runner = runner_of(compile_graph(module, restored()), restored())
     except Exception as error:  # inductor has no one type for what it cannot do
         return None, f"it could not be compiled: {_first_line(error)}"
     for _ in range(_COMPARISONS):
@@ -117,7 +117,16 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _compile(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
+def compile_graph(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
+    """What inductor makes of a graph, which stays as it is.
+
+    Args:
+        module: takes tensors, may write to them, returns a tuple of tensors.
+        inputs: of the shapes, strides and types that it will be called with.
+
+    Raises:
+        Exception: of any type, if inductor cannot compile the graph.
+    """
     module = fx.GraphModule(module, copy.deepcopy(module.graph))
     simplify(module)
     with torch.no_grad(), warnings.catch_warnings(), config.patch(_SETTINGS):

@@ -23,7 +23,7 @@ from torch._inductor.codecache import CppCodeCache, PyCodeCache
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-__all__ = ["Feed", "Recording", "record"]
+__all__ = ["Feed", "NotRecordableError", "Recording", "Replay", "record"]
 
 Compiled = Callable[..., Sequence[Tensor]]
 
@@ -153,6 +153,22 @@ class Recording:
             failure, self._failure = self._failure, None
             raise failure or RuntimeError("A compiled kernel failed (an index out of bounds?).")
 
+    @property
+    def replay(self) -> "Replay":
+        """What other code in C needs to make the calls; valid as long as the recording lives."""
+        return Replay(
+            ctypes.cast(self._library.replay, ctypes.c_void_p),
+            ctypes.addressof(self._calls),
+            len(self._calls),
+            ctypes.addressof(self._pointers),
+            ctypes.cast(self._back, ctypes.c_void_p),
+        )
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What an operator in Python has raised, if other code in C made the calls."""
+        return self._failure
+
     def _operate(self, index: int) -> int:
         try:
             with torch.no_grad():
@@ -168,6 +184,18 @@ class _Call(ctypes.Structure):
         ("address", ctypes.c_void_p),
         ("num_arguments", ctypes.c_long),
         ("offset", ctypes.c_long),
+    )
+
+
+class Replay(ctypes.Structure):
+    """Arguments of `replay`, the function in C that makes the calls: see `_SOURCE`."""
+
+    _fields_ = (
+        ("function", ctypes.c_void_p),
+        ("calls", ctypes.c_void_p),
+        ("num_calls", ctypes.c_long),
+        ("pointers", ctypes.c_void_p),
+        ("operate", ctypes.c_void_p),
     )
 
 

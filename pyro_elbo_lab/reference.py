@@ -1,22 +1,21 @@
 """NUTS references: draws to hold an approximation against, and whether they can be trusted."""
 
-import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import arviz_stats
 import numpy as np
-import nutpie
 import pyro
 import torch
-from nutpie.compiled_pyfunc import from_pyfunc
 from pyro.infer import MCMC, NUTS
 from xarray import DataTree
 
+from pyro_elbo_lab.capture import CaptureError
+from pyro_elbo_lab.chains import TARGET_ACCEPT, Sample, sample
 from pyro_elbo_lab.convert import to_datatree, trace_dims
+from pyro_elbo_lab.density import compare, compile_density
 from pyro_elbo_lab.potential import (
     Potential,
     constrain,
@@ -32,14 +31,6 @@ __all__ = ["nuts"]
 MAX_R_HAT = 1.01
 MIN_ESS_PER_CHAIN = 100
 MAX_DIVERGENT_SHARE = 0.01
-TARGET_ACCEPT = 0.9
-
-
-class Sample(NamedTuple):
-    """What a sampler returns: unconstrained draws (chain, draw, size), statistics (chain, draw)."""
-
-    draws: np.ndarray
-    stats: dict[str, np.ndarray]
 
 
 def nuts(
@@ -58,8 +49,15 @@ def nuts(
     The density is Pyro's own potential, in float64 whatever the type of the arguments. Discrete
     latents are enumerated and summed out: the result has the continuous ones, and no
     `pyro.deterministic` sites then. Parameters (`pyro.param`, modules) stay fixed. The
-    caller's random state, param store and default dtype are untouched. Chains run one after
-    another: Pyro's handlers are global to the process, so two threads would mix up their models.
+    caller's random state, param store and default dtype are untouched.
+
+    With "nutpie" the density and its gradient are captured as one graph and compiled, which takes
+    seconds the first time and less again, as compiled code is kept on disk; the compiled density
+    is compared with the model at several points beforehand and at some of the draws afterwards.
+    Chains then run side by side, one a core; seed and draws do not depend on how many cores there
+    are. A model that cannot be one graph (Python control flow or numbers that depend on a latent's
+    value) is run eagerly with a warning that says why, a hundred times slower and one chain after
+    another: Pyro's handlers are global to the process. So is any model with "pyro".
 
     The draws count as reliable if, over all scalars of all sites, the rank-normalised split R-hat
     is at most 1.01 and the bulk and tail ESS are at least 100 a chain (Vehtari et al. 2021), and
@@ -84,9 +82,10 @@ def nuts(
     Returns:
         A tree with the groups `posterior` (constrained values of latent and deterministic sites,
         dimensions named after plates), `sample_stats` (ArviZ's names; "pyro" has only `diverging`
-        and `step_size`) and `observed_data`. Attributes of the root: `sampler`; `r_hat_max`,
-        `ess_min` and `divergences`; `reliable` (1 or 0) and `reliability`, a sentence that says
-        why; `seconds`, the wall time of everything.
+        and `step_size`) and `observed_data`. Attributes of the root: `sampler`; `density`,
+        "compiled", or "eager: " and why; `r_hat_max`, `ess_min` and `divergences`; `reliable`
+        (1 or 0) and `reliability`, a sentence that says why; `seconds`, the wall time of
+        everything, and `compile_seconds`, those of them until the density was compiled.
 
     Raises:
         ValueError: an unknown sampler, a number below 1, or a model that NUTS cannot sample:
@@ -94,7 +93,8 @@ def nuts(
         TypeError: the model mixes float32 tensors of its own with float64 arguments.
 
     Warns:
-        UserWarning: the draws are not reliable, or a latent's prior has float32 constants.
+        UserWarning: the draws are not reliable, the model runs eagerly with "nutpie", or a latent's
+            prior has float32 constants.
 
     References:
         Hoffman and Gelman (2014), The No-U-Turn sampler; Vehtari, Gelman, Simpson, Carpenter and
@@ -122,19 +122,25 @@ def nuts(
     with seeded(seed), isolated():
         potential = prepare(model, args, kwargs)
         with pyro.validation_enabled(False):  # a rejected proposal may lie outside a support
-            sample = _SAMPLERS[sampler](
+            drawn = _SAMPLERS[sampler](
                 potential, num_chains, num_warmup, num_samples, seed, progress
             )
-            posterior = constrain(potential, sample.draws)
-    quality = judge(posterior, sample.stats["diverging"])
+            posterior = constrain(potential, drawn.draws)
+    quality = judge(posterior, drawn.stats["diverging"])
     if not quality["reliable"]:
         warnings.warn(f"The NUTS draws are {quality['reliability']}", stacklevel=2)
     return to_datatree(
         posterior,
         trace_dims(potential.trace),
-        sample_stats=sample.stats,
+        sample_stats=drawn.stats,
         observed_data=_observed(potential),
-        attrs={"sampler": sampler, **quality, "seconds": time.perf_counter() - started},
+        attrs={
+            "sampler": sampler,
+            "density": drawn.density,
+            **quality,
+            "compile_seconds": drawn.compile_seconds,
+            "seconds": time.perf_counter() - started,
+        },
     )
 
 
@@ -223,108 +229,19 @@ def _observed(potential: Potential) -> dict[str, np.ndarray]:
     }
 
 
-_ARVIZ_NAMES = {
-    "logp": "lp",
-    "mean_tree_accept": "acceptance_rate",
-    "step_size": "step_size",
-    "depth": "tree_depth",
-    "maxdepth_reached": "reached_max_treedepth",
-    "n_steps": "n_steps",
-    "diverging": "diverging",
-    "energy": "energy",
-    "energy_error": "energy_error",
-}
-
-
-class _Shielded:
-    """A density for nutpie's threads, who panic at an exception and may outlive a failed run.
-
-    The first exception is kept, and from then on, as after `stop`, every density is NaN, so that
-    the chains run out without calling the model. The lock keeps Pyro to one thread.
-    """
-
-    def __init__(self, potential: Potential) -> None:
-        self.failure: Exception | None = None
-        self._potential = potential
-        self._evaluate = logp_and_gradient(potential)
-        self._stopped = False
-        self._lock = threading.Lock()
-
-    def logp(self, x: np.ndarray) -> tuple[float, np.ndarray]:
-        result = self._attempt(self._evaluate, x)
-        return (np.nan, np.zeros_like(x)) if result is None else result
-
-    def start(self, seed: int) -> np.ndarray:
-        x = self._attempt(starting_point, self._potential, seed)
-        return np.zeros(self._potential.size) if x is None else x
-
-    def stop(self) -> None:
-        with self._lock:
-            self._stopped = True
-
-    def _attempt(self, function: Callable[..., Any], *args: Any) -> Any:
-        with self._lock:
-            if self._stopped:
-                return None
-            try:
-                return function(*args)
-            except Exception as error:
-                self.failure, self._stopped = error, True
-                return None
-
-
-def _nutpie(
-    potential: Potential,
-    num_chains: int,
-    num_warmup: int,
-    num_samples: int,
-    seed: int,
-    progress: bool,
-) -> Sample:
-    density = _Shielded(potential)
-    compiled = from_pyfunc(
-        ndim=potential.size,
-        make_logp_fn=lambda: density.logp,
-        make_expand_fn=lambda seed1, seed2, chain: lambda x: {"draws": np.array(x)},
-        expanded_dtypes=[np.dtype("float64")],
-        expanded_shapes=[(potential.size,)],
-        expanded_names=["draws"],
-        make_initial_point_fn=density.start,
-    )
-    running = nutpie.sample(
-        compiled,
-        draws=num_samples,
-        tune=num_warmup,
-        chains=num_chains,
-        cores=1,
-        seed=seed,
-        adaptation="low_rank",
-        target_accept=TARGET_ACCEPT,
-        save_warmup=False,
-        progress_bar=progress,
-        blocking=False,
-    )
+def _nutpie(potential: Potential, *settings: Any) -> Sample:
+    started = time.perf_counter()
     try:
-        tree = running.wait()
-    except BaseException as error:
-        density.stop()
-        with suppress(BaseException):  # a Rust panic arrives as a PanicException, no Exception
-            running.cancel()
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        what = " ".join(str(error).partition("Stack backtrace")[0].split())
-        raise density.failure or RuntimeError(f"nutpie broke down: {what}") from None
-    if density.failure is not None:
-        raise density.failure
-    stats = tree["sample_stats"]
-    return Sample(
-        draws=tree["posterior"]["draws"].values,
-        stats={
-            ours: values if values.dtype.kind in "fb" else values.astype(np.int64)
-            for name, ours in _ARVIZ_NAMES.items()
-            for values in [stats[name].values]
-        },
-    )
+        density = compile_density(potential)
+        seconds = time.perf_counter() - started
+        draws = sample(potential, density, *settings)
+        compare(density, potential, list(draws.draws[:, -1]))
+        return draws._replace(density="compiled", compile_seconds=seconds)
+    except CaptureError as error:
+        reason = str(error)
+    warnings.warn(f"NUTS runs the model eagerly, which is slow: {reason}.", stacklevel=3)
+    draws = sample(potential, logp_and_gradient(potential), *settings)
+    return draws._replace(density=f"eager: {reason}")
 
 
 def _pyro(
@@ -342,6 +259,7 @@ def _pyro(
     return Sample(
         draws=np.stack([chain.draws for chain in chains]),
         stats={name: np.stack([chain.stats[name] for chain in chains]) for name in chains[0].stats},
+        density="eager: Pyro's sampler runs the model itself",
     )
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+collect_ignore = ["benchmarks/numpyro_models.py"]  # imports NumPyro, which may not be there
+
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device present")
 
 

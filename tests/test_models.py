@@ -12,6 +12,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import SVI
+from pyro.infer.autoguide import AutoNormal
+from pyro.optim import Adam
 from pyro.poutine.util import site_is_subsample
 from scipy import integrate, stats
 from torch import Tensor
@@ -21,8 +24,11 @@ from models import (
     gaussian_mixture,
     linear_regression,
     logistic_regression,
+    radon,
     sigmoid_belief_net,
+    vae,
 )
+from pyro_elbo_lab import StandardELBO
 
 Program = Callable[..., Any]
 Values = dict[str, Tensor]
@@ -32,7 +38,9 @@ FILES = [
     gaussian_mixture,
     linear_regression,
     logistic_regression,
+    radon,
     sigmoid_belief_net,
+    vae,
 ]
 MODELS = {
     "eight_schools": (eight_schools.model, eight_schools.data),
@@ -40,11 +48,13 @@ MODELS = {
     "gaussian_mixture": (gaussian_mixture.model, gaussian_mixture.data),
     "linear_regression": (linear_regression.model, linear_regression.data),
     "logistic_regression": (logistic_regression.model, logistic_regression.data),
+    "radon": (radon.model, radon.data),
     "sigmoid_belief_net": (sigmoid_belief_net.model, sigmoid_belief_net.data),
+    "vae": (vae.model, vae.data),
 }
 GUIDES = {
     (file.__name__, name): (file, make_guide)
-    for file in (eight_schools, linear_regression, sigmoid_belief_net)
+    for file in (eight_schools, linear_regression, sigmoid_belief_net, vae)
     for name, make_guide in file.guides.items()
 }
 
@@ -89,14 +99,17 @@ def test_files_have_what_the_readme_promises(file: Any) -> None:
     assert file.__doc__ and "Data:" in file.__doc__
     assert callable(file.model) and isinstance(file.data(), tuple)
     for tensor in file.data():
-        assert tensor.dtype == torch.get_default_dtype() and tensor.isfinite().all()
+        assert tensor.dtype in (torch.get_default_dtype(), torch.int64)  # numbers, or indices
+        assert tensor.isfinite().all()
 
 
 def test_follows_the_dtype_and_device_of_the_data(
     model_and_data: tuple[Program, Program], dtype: torch.dtype, device: torch.device
 ) -> None:
     model, data = model_and_data
-    args = tuple(tensor.to(device, dtype) for tensor in data())
+    args = tuple(
+        tensor.to(device, dtype if tensor.is_floating_point() else None) for tensor in data()
+    )
     for name, site in sites(trace(model, args)).items():
         for tensor in (site["value"], site["log_prob"]):
             assert tensor.device.type == device.type, name
@@ -234,3 +247,50 @@ def test_covariates_are_standardised(float64: None, file: Any) -> None:
 def test_logistic_regression_labels_are_binary() -> None:
     x, y = logistic_regression.data()
     assert x.shape == (569, 30) and y.unique().tolist() == [0.0, 1.0] and y.sum() == 357
+
+
+def test_radon_counties_are_of_every_size() -> None:
+    county, floor, y = radon.data()
+    houses = county.bincount()
+    assert len(houses) == radon.NUM_COUNTIES and houses.sum() == len(y) == radon.NUM_HOUSES
+    assert houses.min() == 1 and houses.max() > 50
+    assert floor.unique().tolist() == [0.0, 1.0]
+
+
+def test_radon_data_repeat_whatever_the_seed() -> None:
+    first = radon.data()
+    pyro.set_rng_seed(1)
+    assert all(map(torch.equal, first, radon.data()))
+
+
+def test_radon_density_is_that_of_the_docstring(float64: None) -> None:
+    """Another route: scipy, house by house."""
+    county, floor, y = args = radon.data()
+    values = latents(trace(radon.model, args))
+    mu, tau, b, sigma, a = (values[n].numpy() for n in ("mu", "tau", "b", "sigma", "a"))
+    expected = (
+        stats.norm(0, 5).logpdf([mu, b]).sum()
+        + stats.halfnorm().logpdf([tau, sigma]).sum()
+        + stats.norm(mu, tau).logpdf(a).sum()
+        + stats.norm(a[county] + b * floor.numpy(), sigma).logpdf(y).sum()
+    )
+    assert log_joint(radon.model, args, values).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("num_particles", [1, 16])
+@pytest.mark.parametrize("file", [radon, vae], ids=lambda file: file.__name__)
+def test_a_few_steps_lower_the_loss(file: Any, num_particles: int) -> None:
+    args = (file.data()[0][:128],) if file is vae else file.data()
+    guide = vae.Encoder() if file is vae else AutoNormal(file.model)
+    objective = StandardELBO(num_particles, vectorize_particles=True)
+    svi = SVI(file.model, guide, Adam({"lr": 0.01}), loss=objective)
+    losses = [svi.step(*args) for _ in range(60)]
+    assert np.mean(losses[-10:]) < np.mean(losses[:10])
+
+
+def test_encoder_takes_images_of_any_size() -> None:
+    x = torch.rand(5, 100).round()
+    drawn = trace(vae.Encoder(100), (x,)).nodes["z"]["value"]
+    assert drawn.shape == (5, vae.NUM_LATENTS)
+    scored = trace(vae.model, (x,), {"z": drawn})
+    assert scored.nodes["x"]["log_prob"].shape == (5,)

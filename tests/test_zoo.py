@@ -126,7 +126,7 @@ def test_subsampling(entry):
 
 
 def test_every_objective_is_captured(entry):
-    objective, row = entry
+    objective, _ = entry
     toy = toys.local(num_data=5)
     loss = compiled(objective, backend="graph")
     assert loss.status(toy.model, toy.guide) == "captured"

@@ -1,0 +1,197 @@
+"""NUTS, 4 chains of 1000 + 1000: ours, NumPyro's and Pyro's.
+
+Run from the project's root: python -m tests.benchmarks.nuts_speed [--quick] [--out FILE]
+
+Each sampler has a process of its own, and all cores. The first run includes compiling (ours with an
+empty cache folder), the second is a second call in the same process; imports are not timed.
+"""
+
+import argparse
+import json
+import math
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import arviz_stats
+import numpy as np
+
+from pyro_elbo_lab import nuts
+from pyro_elbo_lab.reference import TARGET_ACCEPT
+from tests.benchmarks import harness
+from tests.benchmarks.harness import in_process, number, say, table
+from tests.benchmarks.problems import PROBLEMS
+
+MODELS = ["eight schools", "logistic", "radon"]
+CHAINS = 4
+NUM_DRAWS = 1000
+CHAIN_METHODS = ("vectorized", "sequential", "parallel")
+PYRO_DRAWS = 100
+
+Draws = Mapping[str, np.ndarray]
+
+
+class Run(NamedTuple):
+    """What a sampler did: seconds of a first run, of a second run and of its sampling alone, and
+    the draws (chain, draw) by scalar."""
+
+    first: float
+    second: float
+    sampling: float
+    draws: Draws
+
+
+def by_nuts(model: str, sampler: str, num_chains: int, num_draws: int) -> tuple[Draws, float]:
+    """Ours, or Pyro's by way of ours: draws, and the seconds that were spent on compiling."""
+    problem = PROBLEMS[model]
+    tree = nuts(
+        problem.model,
+        *problem.data(),
+        num_chains=num_chains,
+        num_warmup=num_draws,
+        num_samples=num_draws,
+        sampler=sampler,
+        progress=False,
+    )
+    draws = {str(name): array.values for name, array in tree["posterior"].data_vars.items()}
+    return draws, tree.attrs.get("compile_seconds", 0.0)
+
+
+def by_numpyro(model: str, num_draws: int, chain_method: str) -> Callable[[], tuple[Draws, float]]:
+    """NumPyro's, with the target acceptance of ours."""
+    import numpyro
+
+    if chain_method == "parallel":
+        numpyro.set_host_device_count(CHAINS)
+    import jax
+    from numpyro.infer import MCMC, NUTS
+
+    from tests.benchmarks.numpyro_models import MODELS
+
+    data = tuple(jax.numpy.asarray(x.numpy()) for x in PROBLEMS[model].data())
+    mcmc = MCMC(
+        NUTS(MODELS[model], target_accept_prob=TARGET_ACCEPT),
+        num_warmup=num_draws,
+        num_samples=num_draws,
+        num_chains=CHAINS,
+        chain_method=chain_method,
+        progress_bar=False,
+    )
+
+    def run() -> tuple[Draws, float]:
+        mcmc.run(jax.random.key(0), *data)
+        samples = mcmc.get_samples(group_by_chain=True)
+        return {name: np.asarray(x, np.float64) for name, x in samples.items()}, 0.0
+
+    return run
+
+
+def measure(sampler: str, model: str, num_draws: int, path: Path) -> dict[str, float]:
+    """Run a sampler in this process, twice unless it compiles nothing; the draws go to a file."""
+    run = {
+        "ours": lambda: by_nuts(model, "nutpie", CHAINS, num_draws),
+        "Pyro": lambda: by_nuts(model, "pyro", 1, num_draws),
+    }.get(sampler) or by_numpyro(model, num_draws, chain_method=sampler)
+    seconds = []
+    for _ in range(1 if sampler == "Pyro" else 2):
+        started = time.perf_counter()
+        draws, compiling = run()
+        seconds.append(time.perf_counter() - started)
+    np.savez(path, **draws)  # type: ignore[arg-type]
+    return {"first": seconds[0], "second": seconds[-1], "sampling": seconds[-1] - compiling}
+
+
+def sample(sampler: str, model: str, num_draws: int) -> Run:
+    """Run a sampler in a process of its own, with an empty cache."""
+    say(f"{model}: {sampler}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/draws.npz"
+        options = ["--run", sampler, model, str(num_draws), path]
+        seconds = in_process("nuts_speed", *options, TORCHINDUCTOR_CACHE_DIR=f"{folder}/cache")
+        with np.load(path) as arrays:
+            draws = {
+                f"{name}{list(index)}": x[(..., *index)]
+                for name, x in arrays.items()
+                for index in np.ndindex(x.shape[2:])
+            }
+    return Run(**seconds, draws=draws)
+
+
+def least_ess(draws: Draws) -> float:
+    """The least bulk ESS of all scalars."""
+    return min(float(arviz_stats.ess(x, method="bulk")) for x in draws.values())
+
+
+def largest_z(a: Draws, b: Draws) -> float:
+    """The largest difference of two posterior means, in its Monte Carlo standard errors."""
+    return max(abs(a[n].mean() - b[n].mean()) / np.hypot(_mcse(a[n]), _mcse(b[n])) for n in a)
+
+
+def _mcse(x: np.ndarray) -> float:
+    return float(x.std(ddof=1) / arviz_stats.ess(x, method="mean") ** 0.5)
+
+
+def compare(model: str, num_draws: int, with_numpyro: bool) -> list[list[str]]:
+    """A row of the table for each sampler."""
+    our = sample("ours", model, num_draws)
+    rows = [[model, "ours", *_figures(our, least_ess(our.draws)), "-"]]
+    ess = math.nan
+    for method in CHAIN_METHODS if with_numpyro else ():
+        their = sample(method, model, num_draws)
+        ess = least_ess(their.draws)
+        z = number(largest_z(our.draws, their.draws), 2)
+        rows.append([model, f"NumPyro, {method}", *_figures(their, ess), z])
+    short = min(num_draws, PYRO_DRAWS)
+    seconds = sample("Pyro", model, short).first * CHAINS * num_draws / short
+    rows.append(
+        [model, "Pyro (extrapolated)", *_figures(Run(seconds, seconds, seconds, {}), ess), "-"]
+    )
+    return rows
+
+
+def _figures(run: Run, ess: float) -> list[str]:
+    times = [run.first, run.second, run.sampling]
+    return [number(x) for x in (*times, ess, ess / run.first, ess / run.sampling)]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = harness.arguments(__doc__, MODELS)
+    parser.add_argument("--run", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        sampler, model, size, path = options.run
+        warnings.simplefilter("ignore")
+        print(json.dumps(measure(sampler, model, int(size), Path(path))))
+        return
+    size = 200 if options.quick else NUM_DRAWS
+    with_numpyro = harness.has_numpyro("cpu")
+    rows = [row for model in options.models for row in compare(model, size, with_numpyro)]
+    header = [
+        "model",
+        "sampler",
+        "first run, s",
+        "second run, s",
+        "sampling, s",
+        "min-ESS",
+        "min-ESS/s, first run",
+        "min-ESS/s, sampling",
+        "largest \\|z\\|",
+    ]
+    note = (
+        f"{harness.machine()} {CHAINS} chains of {size} + {size}, target acceptance "
+        f"{TARGET_ACCEPT}, all cores. The first run compiles, with an empty cache; sampling is the "
+        "second run less what it spent on compiling. The least bulk ESS is over all scalars; z "
+        "compares posterior means with ours, in Monte Carlo standard errors. Ours samples in "
+        "float64, NumPyro in float32, its default. Pyro's time is that of one chain of "
+        f"{PYRO_DRAWS} + {PYRO_DRAWS}, multiplied; its ESS is taken to be NumPyro's, the algorithm "
+        "being the same."
+    )
+    harness.publish(table("NUTS", header, rows, note), options.out)
+
+
+if __name__ == "__main__":
+    main()
