@@ -591,8 +591,8 @@ MUTANTS = [
     ),
     Mutant(
         "gradients of others are forgotten",
-        "capture",
-        "if tensor.requires_grad:",
+        "evaluation",
+        "if any(x.requires_grad for x in graph.constants):",
         "if False:",
         graph("weights outside of the store"),
     ),
