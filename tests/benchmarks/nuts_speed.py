@@ -66,7 +66,7 @@ def by_nuts(model: str, sampler: str, num_chains: int) -> Sampler:
         )
         draws = {str(name): array.values for name, array in tree["posterior"].data_vars.items()}
         started = time.perf_counter()
-        judge(draws, tree["sample_stats"]["diverging"].values)
+        judge(draws, tree["sample_stats"]["diverging"].to_numpy())
         return draws, time.perf_counter() - started
 
     return run
@@ -220,10 +220,10 @@ def main() -> None:
     note = (
         f"{harness.machine()} {CHAINS} chains of {size} + {size}, target acceptance "
         f"{TARGET_ACCEPT}, all cores. The first run compiles, with an empty cache; NumPyro "
-        "compiles again in the second. Sampling: the slope of the time in the number of draws, caches warm, "
-        "ours without judging its draws. min-ESS: the least bulk ESS of all scalars. z: "
-        "differences of posterior means from ours, in Monte Carlo standard errors. Ours samples in float64, "
-        "NumPyro in float32, its default. Pyro's time is that of one chain of "
+        "compiles again in the second. Sampling: the slope of the time in the number of draws, "
+        "caches warm, ours without judging its draws. min-ESS: the least bulk ESS of all scalars. "
+        "z: differences of posterior means from ours, in Monte Carlo standard errors. Ours samples "
+        "in float64, NumPyro in float32, its default. Pyro's time is that of one chain of "
         f"{PYRO_DRAWS} + {PYRO_DRAWS}, multiplied; its ESS is taken to be NumPyro's, the algorithm "
         "being the same."
     )
