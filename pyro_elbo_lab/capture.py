@@ -109,11 +109,6 @@ def _lift(module: fx.GraphModule, leaves: Sequence[Tensor]) -> tuple[Tensor, ...
         if not isinstance(tensor, Tensor):
             raise CaptureError(f"it holds a {type(tensor).__name__} that cannot be an input")
         if id(tensor) not in inputs:
-            if tensor.requires_grad:
-                raise CaptureError(
-                    "it holds a tensor that requires a gradient and is not in the param store. "
-                    "Give its module to pyro.module, or detach it"
-                )
             if tensor.numel() and tensor.untyped_storage().data_ptr() in storages:
                 raise CaptureError("it reads a parameter through .data or numpy")
             with graph.inserting_after(last) if last else graph.inserting_before(first):

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch._inductor import config
 from torch._inductor.codecache import CppCodeCache
 
-from pyro_elbo_lab.capture import CaptureError, Graph, capture
+from pyro_elbo_lab.capture import Graph, capture
 from pyro_elbo_lab.evaluation import agree
+from pyro_elbo_lab.guard import CaptureError
 from pyro_elbo_lab.inductor import MOST_NODES, Runner, compile_graph, runner_of
 from pyro_elbo_lab.potential import START_RADIUS, Potential, logp_and_gradient, starting_point
 from pyro_elbo_lab.recording import Recording, Replay
@@ -64,6 +65,8 @@ class CompiledDensity:
         except torch.linalg.LinAlgError:
             return float("nan"), np.zeros_like(x)
         logp, gradient = self.runner.outputs
+        if torch.isnan(logp):
+            return float("nan"), np.zeros_like(x)
         return float(logp), gradient.cpu().numpy().copy()
 
     @property

@@ -153,6 +153,11 @@ def _evaluate(
         return tuple(x for x in values if x is not None)
 
     graph = capture(function, leaves, data)
+    if any(x.requires_grad for x in graph.constants):
+        raise CaptureError(
+            "it holds a tensor that requires a gradient and is not in the param store. Give its "
+            "module to pyro.module, or detach it"
+        )
     numbers = watch(model, guide, objective)
     evaluation = Evaluation(graph, names, tuple(leaves), has_gradient, tuple(data), numbers)
     _compare(evaluation, eager, first)

@@ -400,7 +400,7 @@ def _refuse_nan(task: Task, losses: Sequence[float]) -> None:
     found = ""
     try:
         task.objective.loss(task.model, task.guide, *task.first, **task.kwargs)
-    except ValueError as error:  # names the site
+    except (ValueError, RuntimeError) as error:  # names the site, or the matrix
         found = f" {error}"
     raise FloatingPointError(
         f"The loss became NaN at step {len(losses)}; {before}. Look for NaN in the data or "

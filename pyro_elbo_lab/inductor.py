@@ -5,8 +5,10 @@ the whole graph is one CUDA graph. Either is used once it has given what the gra
 """
 
 import copy
+import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, fx
 from torch._inductor import config
 
 from pyro_elbo_lab.recording import Feed, NotRecordableError, record
-from pyro_elbo_lab.simplify import simplify
+from pyro_elbo_lab.simplify import keep_failures, simplify
 from pyro_elbo_lab.state import random_states_kept
 
 __all__ = ["MOST_NODES", "Runner", "checked_runner", "compile_graph", "runner_of"]
@@ -129,11 +131,30 @@ def compile_graph(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
     """
     module = fx.GraphModule(module, copy.deepcopy(module.graph))
     simplify(module)
-    with torch.no_grad(), warnings.catch_warnings(), config.patch(_SETTINGS):
-        warnings.simplefilter("ignore")  # of no concern to who fits a model
+    keep_failures(module)
+    with torch.no_grad(), _silence(), config.patch(_SETTINGS):
         return torch._inductor.standalone_compile(
             module, [x.detach() for x in inputs], dynamic_shapes="from_example_inputs"
         )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """What PyTorch has to say about its own compiler is of no concern to who fits a model."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+_LOGGERS = ("torch.utils.cpp_extension", "torch._inductor.standalone_compile")
 
 
 def runner_of(compiled: Compiled, inputs: Sequence[Tensor]) -> Runner:

@@ -12,10 +12,10 @@ import torch
 from pyro.infer import MCMC, NUTS
 from xarray import DataTree
 
-from pyro_elbo_lab.capture import CaptureError
 from pyro_elbo_lab.chains import TARGET_ACCEPT, Sample, sample
 from pyro_elbo_lab.convert import to_datatree, trace_dims
 from pyro_elbo_lab.density import compare, compile_density
+from pyro_elbo_lab.guard import CaptureError
 from pyro_elbo_lab.potential import (
     Potential,
     constrain,

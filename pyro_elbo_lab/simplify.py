@@ -1,12 +1,14 @@
-"""Rewriting a graph so that what two operators compute alike is computed once."""
+"""Rewriting a graph before it is compiled, where that makes it faster or keeps an error alive."""
 
+import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-__all__ = ["simplify"]
+__all__ = ["keep_failures", "simplify"]
 
 aten = torch.ops.aten
 
@@ -39,6 +41,38 @@ def simplify(module: fx.GraphModule) -> None:
             _replace(graph, node, exponential(node.args[0]), _likelihood)
         elif node.target is aten.sigmoid.default and node.args[0] in likelihoods:
             _replace(graph, node, exponential(node.args[0]), _logistic)
+    module.recompile()
+
+
+def keep_failures(module: fx.GraphModule) -> None:
+    """Let a factorisation that failed give NaN.
+
+    A graph checks for it in an operator without results, which compilers leave out as useless.
+
+    Args:
+        module: a graph of aten operators, changed in place.
+    """
+    graph = module.graph
+    for check in list(graph.nodes):
+        if check.target is not aten._linalg_check_errors.default:
+            continue
+        info = check.args[0]
+        factors = [
+            node
+            for node in info.args[0].users
+            if node.target is operator.getitem and node.args[1] == 0
+        ]
+        for factor in factors:
+            with graph.inserting_after(check):
+                failed = graph.call_function(aten.ne.Scalar, (info, 0))
+            for _ in range(2):
+                with graph.inserting_after(failed):
+                    failed = graph.call_function(aten.unsqueeze.default, (failed, -1))
+            with graph.inserting_after(failed):
+                kept = graph.call_function(aten.masked_fill.Scalar, (factor, failed, math.nan))
+            late = {node for node in graph.nodes if node > kept}
+            factor.replace_all_uses_with(kept, lambda user, late=late: user in late)
+        graph.erase_node(check)
     module.recompile()
 
 

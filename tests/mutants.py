@@ -57,6 +57,12 @@ def landing(*ids: str) -> tuple[str, ...]:
     return tuple(f"tests/laws/test_landing.py::{test}[{i}]" for i in ids)
 
 
+def graph(*names: str) -> tuple[str, ...]:
+    """Rows of the table of awkward programs."""
+    test = "tests/test_awkward.py::test_graph_gives_what_the_objective_gives"
+    return tuple(f"{test}[{name}]" for name in names)
+
+
 SOBOL = "tests/test_quasirandom.py"
 VIMCO = "tests/laws/test_vimco.py"
 ENUMERATION = "tests/laws/test_enumeration.py"
@@ -455,6 +461,147 @@ MUTANTS = [
         "weight = weight + _kinetic(v, num) - _kinetic(kicked, num)",
         "weight = weight - _kinetic(v, num) + _kinetic(kicked, num)",
         ("tests/test_annealed.py::test_weights_of_paths_are_unbiased",),
+    ),
+    # captures
+    Mutant(
+        "captures are not compared with eager runs",
+        "evaluation",
+        "    _compare(evaluation, eager, first)\n",
+        "",
+        graph("seed set inside"),
+    ),
+    Mutant(
+        "captures are compared at one point",
+        "evaluation",
+        "_PERTURBATION = 0.05",
+        "_PERTURBATION = 0.0",
+        graph("parameter read through numpy memory"),
+    ),
+    Mutant(
+        "graphs are never compared again",
+        "compiled",
+        "if graph.calls > 1 and _is_due(graph.calls):",
+        "if False:",
+        ("tests/test_compiled.py::test_what_changes_out_of_sight_is_found_later",),
+    ),
+    Mutant(
+        "an argument that the model holds too is followed",
+        "capture",
+        "make_fx(function)(*[x.detach() for x in data])",
+        "make_fx(function)(*data)",
+        graph("argument that the model holds too"),
+    ),
+    Mutant(
+        "one tensor under two names is one",
+        "capture",
+        "make_fx(function)(*[x.detach() for x in data])",
+        "make_fx(function)(*data)",
+        graph("one tensor twice"),
+    ),
+    Mutant(
+        "a parameter of two names gets its gradient twice",
+        "evaluation",
+        "unique = {id(leaf): (name, leaf) for name, leaf in leaves.items()}",
+        "unique = {name: (name, leaf) for name, leaf in leaves.items()}",
+        graph("auto iaf normal"),
+    ),
+    Mutant(
+        "writes are let through",
+        "guard",
+        "if not written <= self.own:",
+        "if False:",
+        graph("batch norm in training"),
+    ),
+    Mutant(
+        "shapes may depend on values",
+        "guard",
+        "if decisive is None:\n            raise",
+        "decisive = decisive or []\n        if False:\n            raise",
+        graph("mean of a selection"),
+    ),
+    Mutant(
+        "masks that the program holds never change",
+        "compiled",
+        "return found + [x._version for x in graph.decisive] if graph.decisive else found",
+        "return found",
+        graph("selection by what is held"),
+    ),
+    Mutant(
+        "values may be read through numpy",
+        "guard",
+        "if func in _READS and self.guard.varies(args[0]):",
+        "if False:",
+        graph("numpy of a latent"),
+    ),
+    Mutant(
+        "other sources of noise are not noticed",
+        "evaluation",
+        "if state != before[source]:",
+        "if False:",
+        graph("rare noise of python"),
+    ),
+    Mutant(
+        "Python numbers are those of the capture",
+        "compiled",
+        "        _mode(),\n        around,\n    )",
+        "        _mode(),\n        len(around),\n    )",
+        graph("closure number replaced"),
+    ),
+    Mutant(
+        "counters may count runs",
+        "evaluation",
+        "    if changed:\n",
+        "    if False:\n",
+        graph("slow counter in the closure"),
+    ),
+    Mutant(
+        "parameters stay where they were",
+        "compiled",
+        "return same and self.condition == _condition(self.evaluation)",
+        "return same",
+        graph("parameter memory replaced"),
+    ),
+    Mutant(
+        "hooks are forgotten",
+        "evaluation",
+        "if leaf._backward_hooks or leaf._post_accumulate_grad_hooks:",
+        "if False:",
+        graph("hook on a gradient"),
+    ),
+    Mutant(
+        "handlers around the call are forgotten",
+        "evaluation",
+        "            return kind.__name__\n",
+        "            continue\n",
+        graph("scaled from outside"),
+    ),
+    Mutant(
+        "memory of numpy's is only written to by PyTorch",
+        "compiled",
+        "        and x.untyped_storage().resizable()\n",
+        "",
+        graph("memory shared with numpy"),
+    ),
+    Mutant(
+        "the weight of the KL terms stands still",
+        "compiled",
+        "            self.objective.num_gradients += 1\n",
+        "            pass\n",
+        graph("annealed kl terms"),
+    ),
+    Mutant(
+        "gradients of others are forgotten",
+        "evaluation",
+        "if any(x.requires_grad for x in graph.constants):",
+        "if False:",
+        graph("weights outside of the store"),
+    ),
+    Mutant(
+        "random numbers are drawn in the wrong order",
+        "noise",
+        "for draw, tensor in zip(self.draws, tensors, strict=True):",
+        "for draw, tensor in reversed(list(zip(self.draws, tensors, strict=True))):",
+        graph("cauchy laplace and gumbel"),
     ),
 ]
 

@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_elbo_lab import evaluation
 from pyro_elbo_lab.compiled import Backend, compiled
 from tests.capture.awkward import PROGRAMS, Program, Run
 from tests.tolerances import assert_means_equal
@@ -54,7 +55,8 @@ def settle(run: Run) -> None:
 def evaluate(objective: ELBO, run: Run, args: tuple) -> Call:
     """Loss and gradients; a gradient that is not there is zero."""
     for leaf in leaves().values():
-        leaf.grad = None
+        if leaf.grad is not None:
+            leaf.grad = torch.zeros_like(leaf)
     loss = objective.loss_and_grads(run.model, run.guide, *args, **run.kwargs)
     grads = {
         name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.clone()
@@ -155,3 +157,20 @@ COMPILED = {name: row for name, row in PROGRAMS.items() if row.compiles}
 def test_compiled_graph_gives_what_the_objective_gives(row):
     record = assert_same_numbers(row, "inductor")
     assert_outcome(row, record)
+
+
+def test_the_table_is_long_and_has_both_outcomes():
+    outcomes = [row.outcome for row in PROGRAMS.values()]
+    assert len(outcomes) >= 35
+    assert min(outcomes.count("captured"), outcomes.count("eager")) >= 10
+    assert len(COMPILED) >= 8
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["seed set inside", "random state read as a number", "parameter read through numpy memory"],
+)
+def test_captures_that_are_not_compared_with_eager_runs_are_noticed(name, monkeypatch):
+    monkeypatch.setattr(evaluation, "_compare", lambda *arguments: None)
+    with pytest.raises(AssertionError):
+        assert_outcome(PROGRAMS[name], assert_same_numbers(PROGRAMS[name], "graph"))

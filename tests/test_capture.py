@@ -167,12 +167,20 @@ def test_what_fails_in_a_recording_is_an_error() -> None:
     index.fill_(7)
     with pytest.raises(RuntimeError, match="out of bounds"):
         runner.run()
-    square = torch.eye(3)
+
+
+@needs_compiler
+def test_a_factorisation_that_fails_gives_nan() -> None:
+    """Compilers leave out the check for it, which has no result."""
+    square = torch.eye(3).expand(2, 3, 3).clone()
     module = make_fx(lambda a: (torch.linalg.cholesky(a * 2).exp(),))(square)
-    runner, _ = checked_runner(module, [square], lambda: None)
-    square.fill_(-1.0)
+    runner, reason = checked_runner(module, [square], lambda: None)
+    assert not reason
+    square[1].fill_(-1.0)
+    runner.run()
+    assert torch.isfinite(runner.outputs[0][0]).all() and torch.isnan(runner.outputs[0][1]).all()
     with pytest.raises(torch.linalg.LinAlgError):
-        runner.run()
+        module(square)
 
 
 def test_a_plain_runner_feeds_and_emits() -> None:

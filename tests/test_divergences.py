@@ -76,6 +76,23 @@ class TestForwardKLFromAReference:
         expected = -((draws - 0.2 * X) / 0.81 * X).mean()  # of -log q over the draws
         assert_mean_equals(torch.stack(gradients), expected)
 
+    def test_guide_that_draws_local_from_shared_latents(self):
+        """One given value brings the particles' dimension to the distribution of the next."""
+        z = posterior_draws(20)
+        draws = {"g": z, "z": z[:, None] + torch.arange(3.0, dtype=torch.float64)}
+
+        def chained(shift):
+            g = pyro.sample("g", dist.Normal(shift * ONE, ONE))
+            with pyro.plate("data", 3):
+                pyro.sample("z", dist.Normal(g, ONE))
+
+        values = []
+        for vectorize in (True, False):
+            pyro.set_rng_seed(0)
+            loss = ForwardKL(5, draws, vectorize_particles=vectorize)
+            values.append(loss.loss(lambda: chained(0.0), lambda: chained(1.0)))
+        assert values[0] == pytest.approx(values[1])
+
     @pytest.mark.parametrize("autoguide", [AutoNormal, AutoMultivariateNormal])
     def test_autoguides_match_the_moments_of_the_reference(self, autoguide):
         """In unconstrained space, where forward KL fits a Gaussian by its moments."""

@@ -9,6 +9,7 @@ next one with that folder. Imports are not timed. One particle, plain ELBO.
 
 import argparse
 import json
+import math
 import resource
 import sys
 import tempfile
@@ -24,8 +25,10 @@ NUM_STEPS = 20_000
 SHORT = {"VAE": 1000}  # these steps take milliseconds: fewer, and the rest by the rule of three
 EAGER_STEPS = 300
 
+Costs = dict[str, float]
 
-def measure(contender: str, model: str, num_steps: int, device: str) -> dict[str, float]:
+
+def measure(contender: str, model: str, num_steps: int, device: str) -> Costs:
     """One fit in this process.
 
     Returns:
@@ -86,41 +89,58 @@ def _memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def compare(model: str, num_steps: int, device: str, with_numpyro: bool) -> tuple[list, list]:
-    """A row of the table of seconds, and one of the table of memory."""
+def compare(model: str, num_steps: int, device: str, with_numpyro: bool) -> dict[str, Costs]:
+    """The costs of a model's fits by contender: Pyro, ours cold, ours warm, NumPyro."""
 
-    def run(contender: str, steps: int, **environment: str) -> dict[str, Any]:
+    def run(contender: str, steps: int, **environment: str) -> Costs:
         say(f"{model}: {contender}, {steps} steps")
         options = ["--run", contender, model, str(steps), "--device", device]
         return in_process("compile_cost", *options, **environment)
 
     taken = min(num_steps, SHORT.get(model, num_steps))
     with tempfile.TemporaryDirectory() as folder:
-        cold = run("ours", taken, TORCHINDUCTOR_CACHE_DIR=folder)
-        warm = run("ours", taken, TORCHINDUCTOR_CACHE_DIR=folder)
-    eager = run("Pyro", min(num_steps, EAGER_STEPS))
-    theirs = run("NumPyro", taken) if with_numpyro else None
-    wall = {
-        name: found["compiling"] + num_steps * found["step"]
-        for name, found in {"cold": cold, "warm": warm, "eager": eager, "theirs": theirs}.items()
-        if found
-    }
-    saved = eager["step"] - warm["step"]
-    seconds: list[Any] = [
-        model,
-        number(cold["compiling"]),
-        number(warm["compiling"]),
-        number(theirs["compiling"]) if theirs else "-",
-        *(number(wall[name]) for name in ("cold", "warm", "eager")),
-        number(wall["theirs"]) if theirs else "-",
-        *(number(wall[n] / wall["theirs"]) if theirs else "-" for n in ("cold", "warm")),
-        *(number(found["compiling"] / saved) for found in (cold, warm)),
+        found = {
+            "cold": run("ours", taken, TORCHINDUCTOR_CACHE_DIR=folder),
+            "warm": run("ours", taken, TORCHINDUCTOR_CACHE_DIR=folder),
+        }
+    found["Pyro"] = run("Pyro", min(num_steps, EAGER_STEPS))
+    if with_numpyro:
+        found["NumPyro"] = run("NumPyro", taken)
+    return found
+
+
+def compile_row(model: str, found: dict[str, Costs]) -> list[str]:
+    """Seconds to compile, and the steps that pay them back."""
+    seconds = [cost(found, name, lambda c: c["compiling"]) for name in ("cold", "warm", "NumPyro")]
+    saved = found["Pyro"]["step"] - found["warm"]["step"]
+    steps = [
+        cost(found, name, lambda c: c["compiling"] / saved if saved > 0 else math.inf)
+        for name in ("cold", "warm")
     ]
-    runs = [eager, cold, warm, theirs]
-    memory = [
-        f"{number(r['peak'])} ({number(r['peak'] - r['before'])})" if r else "-" for r in runs
-    ]
-    return seconds, [model, *memory]
+    return [model, *seconds, *steps]
+
+
+def fit_row(model: str, found: dict[str, Costs], num_steps: int) -> list[str]:
+    """Seconds of a whole fit, and their ratios to NumPyro's."""
+
+    def whole(costs: Costs) -> float:
+        return costs["compiling"] + num_steps * costs["step"]
+
+    seconds = [cost(found, name, whole) for name in ("Pyro", "cold", "warm", "NumPyro")]
+    theirs = whole(found["NumPyro"]) if "NumPyro" in found else math.nan
+    ratios = [cost(found, name, lambda c: whole(c) / theirs) for name in ("cold", "warm")]
+    return [model, *seconds, *ratios]
+
+
+def memory_row(model: str, found: dict[str, Costs]) -> list[str]:
+    """MB that a fit adds."""
+    names = ("Pyro", "cold", "warm", "NumPyro")
+    return [model, *(cost(found, name, lambda c: c["memory"]) for name in names)]
+
+
+def cost(found: dict[str, Costs], name: str, of: Callable[[Costs], float]) -> str:
+    """A number of a contender; a dash if it did not run."""
+    return number(of(found[name]) if name in found else math.nan)
 
 
 def main() -> None:
@@ -135,33 +155,32 @@ def main() -> None:
         return
     with_numpyro = harness.has_numpyro(options.device)
     num_steps = NUM_STEPS // 10 if options.quick else NUM_STEPS
-    rows = [compare(model, num_steps, options.device, with_numpyro) for model in options.models]
-    header = [
-        "model",
-        "compile: cold",
-        "warm",
-        "NumPyro",
-        f"{num_steps} steps: cold",
-        "warm",
-        "Pyro, eager",
-        "NumPyro",
-        "cold / NumPyro",
-        "warm / NumPyro",
-        "pays back after: cold",
-        "warm",
+    found = {m: compare(m, num_steps, options.device, with_numpyro) for m in options.models}
+    tables = [
+        table(
+            "Compiling",
+            ["model", "cold, s", "warm, s", "NumPyro, s", "pays back after: cold", "warm"],
+            [compile_row(model, costs) for model, costs in found.items()],
+            f"{harness.machine(options.device)} One thread. A compiled fit, compilers included. "
+            "Cold is with an empty cache. Pays back: the steps after which a compiled fit has "
+            "overtaken one of Pyro's Trace_ELBO.",
+        ),
+        table(
+            f"A fit of {num_steps} steps, compiling included",
+            ["model", "Pyro, s", "cold, s", "warm, s", "NumPyro, s", "cold / NumPyro", "warm"],
+            [fit_row(model, costs, num_steps) for model, costs in found.items()],
+            f"Pyro's time is that of {EAGER_STEPS} steps, multiplied; the VAE's step is that of a "
+            f"fit of {SHORT['VAE']}.",
+        ),
+        table(
+            "Memory, MB",
+            ["model", "Pyro", "compiled fit, cold", "warm", "NumPyro"],
+            [memory_row(model, costs) for model, costs in found.items()],
+            "What a fit adds to the largest resident size of its process, imports not counted.",
+        ),
     ]
-    note = (
-        f"{harness.machine()} Device {options.device}, one thread. Seconds to compile, seconds of "
-        "a whole fit with its compiling, and the steps after which compiling has paid against "
-        f"Pyro's Trace_ELBO. Pyro's time is that of {EAGER_STEPS} steps multiplied, "
-        f"the VAE's that of {SHORT['VAE']}."
-    )
-    seconds = table("What compiling costs, seconds", header, [row for row, _ in rows], note)
-    header = ["model", "Pyro, eager", "compiled fit, cold", "warm", "NumPyro"]
-    note = "What a fit adds to the largest resident size of its process, imports not counted."
-    memory = table("Memory, MB", header, [row for _, row in rows], note)
-    harness.publish(seconds, options.out)
-    harness.publish(memory, options.out)
+    for text in tables:
+        harness.publish(text, options.out)
 
 
 if __name__ == "__main__":

@@ -123,12 +123,13 @@ def _row(cells: Iterable[Any]) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def machine() -> str:
+def machine(device: str = "cpu") -> str:
     """The date, the machine and the versions, in a sentence each."""
+    processor = _processor() if device == "cpu" else f"{_gpu()} beside {_processor()}"
     packages = ("torch", "pyro-ppl", "nutpie", "jax", "numpyro")
     versions = [f"{name} {_version(name)}" for name in packages]
     return (
-        f"{date.today():%d %B %Y}. {_processor()}, {os.cpu_count()} cores, "
+        f"{date.today():%d %B %Y}. {processor}, {os.cpu_count()} cores, "
         f"Python {platform.python_version()}; {', '.join(versions)}."
     )
 
@@ -146,6 +147,12 @@ def _processor() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.split(":")[1].strip() for line in lines if "model name" in line), "a CPU")
+
+
+def _gpu() -> str:
+    import torch
+
+    return torch.cuda.get_device_name()
 
 
 def say(text: str) -> None:

@@ -112,7 +112,7 @@ def main() -> None:
             times[model, k] = harness.interleaved(entrants, rounds)
     images = "binarised MNIST" if MNIST.exists() else "random images of MNIST's size"
     note = (
-        f"{harness.machine()} Device {options.device}, one thread, {rounds} rounds in turn. "
+        f"{harness.machine(options.device)} One thread, {rounds} rounds in turn. "
         "Ours has its default gradients, without the score terms that Pyro's and NumPyro's have. "
         f"VAE: 784-200-50, batches of 128 of {images}; not run at K = 64."
     )

@@ -208,6 +208,25 @@ def rare_noise_of_python():
 
 
 @program("eager")
+def random_state_read_as_a_number():
+    def model():
+        gaussian(float(torch.get_rng_state().numpy().mean()) / 100)
+
+    return Run(model, normal_z)
+
+
+@program("eager")
+def parameter_read_through_numpy_memory():
+    leaf = pyro.param("shift", torch.tensor([0.4])).unconstrained()
+    memory = leaf.detach().numpy()
+
+    def model():
+        gaussian(pyro.param("shift").sum() + float(memory[0]))
+
+    return Run(model, normal_z)
+
+
+@program("eager")
 def seed_set_inside():
     def model():
         torch.manual_seed(7)
@@ -226,7 +245,7 @@ def generator_of_its_own():
     return Run(model, normal_z)
 
 
-@program("eager", repeats=False)
+@program("eager", reason="changes from call to call", repeats=False)
 def counter_in_the_closure():
     calls = 0
 
@@ -238,7 +257,7 @@ def counter_in_the_closure():
     return Run(model, normal_z)
 
 
-@program("eager", repeats=False)
+@program("eager", reason="changes a Python number, 'calls'", repeats=False)
 def slow_counter_in_the_closure():
     """Changes at every tenth run."""
     calls = 0

@@ -61,7 +61,7 @@ def no_grad_from_outside():
     return Run(model, normal_z, around=from_the_fifth(torch.no_grad))
 
 
-@program("either", reason="hook")
+@program("eager", reason="hook")
 def hook_on_a_gradient():
     def each(call):
         if call == 4:
@@ -71,7 +71,7 @@ def hook_on_a_gradient():
     return Run(model, normal_z, each=each)
 
 
-@program("either", reason="hook")
+@program("eager", reason="hook")
 def hook_that_reads_a_norm():
     norms: list[float] = []
     hooked: list[Any] = []
