@@ -16,12 +16,13 @@ from pathlib import Path
 from types import BuiltinFunctionType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._inductor.codecache import CppCodeCache, PyCodeCache
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+
+from pyro_elbo_lab.dispatch import bits, handles, native_call
 
 __all__ = ["Feed", "NotRecordableError", "Recording", "Replay", "record"]
 
@@ -67,7 +68,11 @@ class _Operator:
 
 @dataclass
 class _Log:
+    """What is done, in order; what has to stay in memory; and the operators that only look for
+    errors."""
+
     calls: list[_Kernel | _Operator] = field(default_factory=list)
+    checks: list[_Operator] = field(default_factory=list)
     keep: list[Any] = field(default_factory=list)
 
 
@@ -151,6 +156,8 @@ class Recording:
         )
         if done < steps:
             failure, self._failure = self._failure, None
+            for check in self._log.checks if failure is None else ():
+                check()  # says what is wrong
             raise failure or RuntimeError("A compiled kernel failed (an index out of bounds?).")
 
     @property
@@ -288,14 +295,21 @@ class _Operators(TorchDispatchMode):
         results = func(*args, **(kwargs or {}))
         if func.is_view or func in _ALLOCATIONS:
             return results
-        native = _native(func, args, kwargs or {})
+        in_python = _Operator(func, args, kwargs or {}, tree_flatten(results)[0])
+        native = _product(func, args, kwargs or {}) or self._dispatched(in_python, results)
         if native is not None:
-            self.log.keep.append((args, kwargs))
-            self.log.calls.append(native)
-        else:
-            flat = tree_flatten(results)[0]
-            self.log.calls.append(_Operator(func, args, kwargs or {}, flat))
+            self.log.keep.append((args, kwargs, results))
+        self.log.calls.append(native or in_python)
         return results
+
+    def _dispatched(self, operator: _Operator, results: Any) -> _Kernel | None:
+        call = native_call(operator.operator, operator.args, operator.kwargs, results)
+        if call is None:
+            return None
+        self.log.keep.append(call)
+        if not operator.operator._schema.returns:
+            self.log.checks.append(operator)
+        return _Kernel(call.function, [call.argument])
 
 
 _PRODUCTS = {
@@ -305,32 +319,24 @@ _PRODUCTS = {
 }
 
 
-def _native(func: Any, args: tuple, kwargs: dict[str, Any]) -> _Kernel | None:
+def _product(func: Any, args: tuple, kwargs: dict[str, Any]) -> _Kernel | None:
     """A matrix product through the C interface that PyTorch has for compiled models."""
     if func not in _PRODUCTS:
         return None
-    factors = [_bits(kwargs.get(name, 1)) for name in ("beta", "alpha")]
+    factors = [bits(kwargs.get(name, 1)) for name in ("beta", "alpha")]
     try:
         address = ctypes.cast(
             getattr(ctypes.CDLL(_LIBTORCH), _PRODUCTS[func]), ctypes.c_void_p
         ).value
-        tensors = [kwargs["out"], *args]
-        capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)
+        pointers = handles([kwargs["out"], *args])
     except (AttributeError, OSError):
         return None
-    pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     assert address is not None
-    pointers = [pointer(capsule, None) for capsule in capsules]
     return _Kernel(
         address,
         pointers + factors if func is torch.ops.aten.addmm.out else pointers,
         scaled=func is torch.ops.aten.addmm.out,
     )
-
-
-def _bits(number: float) -> int:
-    return int(np.float64(number).view(np.int64))
 
 
 _LIBTORCH = str(Path(torch.__path__[0]) / "lib" / "libtorch_cpu.so")

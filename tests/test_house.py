@@ -26,7 +26,7 @@ STORY = [
         "noise",
         "guard",
     ],
-    ["simplify", "scans"],
+    ["simplify", "scans", "dispatch"],
     ["enumeration"],
     ["structure"],
     ["layout", "sleep", "given"],
