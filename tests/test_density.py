@@ -161,6 +161,16 @@ def test_a_singular_matrix_is_no_density() -> None:
         assert call(entry, np.array([1.0]))[0] == 0
 
 
+def test_a_density_may_be_nan_somewhere() -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("f", (2.5 - z).log())
+
+    tree = nuts(model, **QUICK)
+    assert tree.attrs["density"] == "compiled"
+    assert float(tree["posterior"]["z"].max()) < 2.5
+
+
 def test_an_infinite_gradient_is_an_error_in_c() -> None:
     def model() -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
