@@ -17,8 +17,6 @@ from torch.utils._pytree import tree_flatten
 
 __all__ = ["NativeCall", "bits", "handles", "native_call"]
 
-aten = torch.ops.aten
-
 
 class NativeCall:
     """A call of an operator from C: `function(argument)`, which throws if the operator fails.
@@ -52,8 +50,6 @@ def native_call(func: Any, args: tuple, kwargs: dict[str, Any], results: Any) ->
     library = _library()
     if library is None:
         return None
-    if func is aten._linalg_check_errors.default:
-        return _errors_in(args[0], library)
     written = tree_flatten(results)[0]
     if torch.Tag.nondeterministic_seeded in func.tags:
         return None
@@ -68,7 +64,7 @@ def native_call(func: Any, args: tuple, kwargs: dict[str, Any], results: Any) ->
     if out is not func:
         bound |= dict(zip([a.name for a in arguments if a.is_out], written, strict=True))
     words = [_word(str(a.type), bound[a.name]) for a in arguments]
-    if None in words:
+    if None in words or len(words) > _MOST_ARGUMENTS:
         return None
     known = [word for word in words if word is not None]
     values = (ctypes.c_uint64 * len(known))(*[word.value for word in known])
@@ -97,13 +93,6 @@ def handles(tensors: Sequence[Tensor]) -> list[int]:
 def bits(number: float) -> int:
     """A floating-point number of double precision as an integer of the same 64 bits."""
     return int(np.float64(number).view(np.int64))
-
-
-def _errors_in(info: Tensor, library: Any) -> NativeCall | None:
-    if info.dtype != torch.int32 or not info.is_contiguous() or info.device.type != "cpu":
-        return None
-    description = _Info(info.data_ptr(), info.numel())
-    return NativeCall(library.check_info, description, info)
 
 
 def _with_out(func: Any) -> Any:
@@ -164,7 +153,7 @@ def _on_cpu(value: Any) -> bool:
 @cache
 def _library() -> Any:
     try:
-        return CppCodeCache.load(_SOURCE)
+        return CppCodeCache.load(_SOURCE.replace("MOST_ARGUMENTS", str(_MOST_ARGUMENTS)))
     except Exception:  # of any type: a compiler that fails, a symbol that is not there
         return None
 
@@ -180,9 +169,7 @@ class _Operator(ctypes.Structure):
     )
 
 
-class _Info(ctypes.Structure):
-    _fields_ = (("info", ctypes.c_void_p), ("size", ctypes.c_long))
-
+_MOST_ARGUMENTS = 32
 
 _SOURCE = """
 #include <cstddef>
@@ -198,7 +185,6 @@ struct Operator {
     const char* name; const char* overload; long num_arguments; long num_results;
     const uint64_t* values; const char* kinds;
 };
-struct Info { const int32_t* info; long size; };
 
 static uint64_t another(uint64_t handle) {  // the dispatcher keeps what it is given
     void* result;
@@ -217,7 +203,7 @@ static uint64_t list_of(const uint64_t* words) {
 }
 
 extern "C" void call_operator(const Operator* op) {
-    uint64_t stack[32];
+    uint64_t stack[MOST_ARGUMENTS];
     for (long i = 0; i < op->num_arguments; ++i)
         switch (op->kinds[i]) {
         case 't': stack[i] = another(op->values[i]); break;
@@ -235,10 +221,5 @@ extern "C" int fails(const Operator* op) {
     } catch (...) {
         return 1;
     }
-}
-
-extern "C" void check_info(const Info* info) {
-    for (long i = 0; i < info->size; ++i)
-        if (info->info[i]) throw 1;
 }
 """

@@ -68,11 +68,9 @@ class _Operator:
 
 @dataclass
 class _Log:
-    """What is done, in order; what has to stay in memory; and the operators that only look for
-    errors."""
+    """What is done, in order, and what has to stay in memory."""
 
     calls: list[_Kernel | _Operator] = field(default_factory=list)
-    checks: list[_Operator] = field(default_factory=list)
     keep: list[Any] = field(default_factory=list)
 
 
@@ -156,8 +154,6 @@ class Recording:
         )
         if done < steps:
             failure, self._failure = self._failure, None
-            for check in self._log.checks if failure is None else ():
-                check()  # says what is wrong
             raise failure or RuntimeError("A compiled kernel failed (an index out of bounds?).")
 
     @property
@@ -307,8 +303,6 @@ class _Operators(TorchDispatchMode):
         if call is None:
             return None
         self.log.keep.append(call)
-        if not operator.operator._schema.returns:
-            self.log.checks.append(operator)
         return _Kernel(call.function, [call.argument])
 
 

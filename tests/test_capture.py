@@ -1,5 +1,7 @@
 """Graphs of tensor programs: what becomes an input, what is drawn beforehand, how they are run."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch

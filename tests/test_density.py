@@ -22,8 +22,11 @@ from pyro_elbo_lab import chains, density
 from pyro_elbo_lab.density import CompiledDensity, EntryPoint, compile_density
 from pyro_elbo_lab.potential import Potential, isolated, logp_and_gradient, prepare
 from pyro_elbo_lab.reference import nuts
+from tests.compilers import needs_compiler
 
 Model = Callable[..., Any]
+
+pytestmark = needs_compiler
 
 QUICK: dict[str, Any] = {"num_chains": 2, "num_warmup": 200, "num_samples": 500, "progress": False}
 
@@ -159,6 +162,16 @@ def test_a_singular_matrix_is_no_density() -> None:
         assert entry.failure is None
         assert found(np.array([1.0]))[0] == pytest.approx(-0.5 - 0.5 * np.log(2 * np.pi))
         assert call(entry, np.array([1.0]))[0] == 0
+
+
+def test_a_density_may_be_nan_somewhere() -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("f", (2.5 - z).log())
+
+    tree = nuts(model, **QUICK)
+    assert tree.attrs["density"] == "compiled"
+    assert float(tree["posterior"]["z"].max()) < 2.5
 
 
 def test_an_infinite_gradient_is_an_error_in_c() -> None:
