@@ -167,6 +167,8 @@ def _by_graph(task: Task, evaluation: Evaluation, update: Update, started: float
             main.write_parameters()
             again = evaluate(task.objective, task.model, task.guide, batch, task.kwargs)
             trainers[key] = trainer(again, like=main)
+        if task.one_by_one:
+            main.read_parameters()
         loss = trainers[key].step(offset + first, _tensors(batch, task.kwargs))
         if task.one_by_one:
             main.write_parameters()
@@ -184,6 +186,8 @@ def _by_graph(task: Task, evaluation: Evaluation, update: Update, started: float
         return found
 
     def settle() -> None:
+        if task.one_by_one:
+            main.read_parameters()  # the last callback may have changed them
         main.write_parameters()
         main.write_state()
         if hasattr(task.objective, "num_gradients"):

@@ -122,6 +122,10 @@ class Trainer:
         size = sum(x.numel() * x.itemsize for x in self._noise)
         return min(_MOST_STEPS, max(1, _BLOCK_BYTES // max(size, 1)))
 
+    def read_parameters(self) -> None:
+        """Take the parameters as they are now, which somebody else may have changed."""
+        self._flat.copy_(_flatten(self._leaves))
+
     def write_parameters(self) -> None:
         """Give the parameters the values that they have come to."""
         with torch.no_grad():

@@ -183,6 +183,21 @@ def test_no_averages_to_restore() -> None:
         train(num_steps=3).restore(averaged=True)
 
 
+def test_callbacks_may_change_parameters() -> None:
+    """As one does that keeps them within bounds."""
+
+    def bounded(step: int, loss: float) -> bool:
+        with torch.no_grad():
+            pyro.param("loc").unconstrained().clamp_(max=0.05)
+        return False
+
+    losses = []
+    for compile in (True, False):
+        losses.append(train(compile, callbacks=[bounded]).losses)
+        assert pyro.param("loc").item() == pytest.approx(0.05)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
 def test_callbacks_see_every_step_and_can_end_the_fit() -> None:
     for compile in (True, False):
         calls: list[tuple[int, float]] = []
