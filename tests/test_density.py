@@ -22,8 +22,11 @@ from pyro_elbo_lab import chains, density
 from pyro_elbo_lab.density import CompiledDensity, EntryPoint, compile_density
 from pyro_elbo_lab.potential import Potential, isolated, logp_and_gradient, prepare
 from pyro_elbo_lab.reference import nuts
+from tests.compilers import needs_compiler
 
 Model = Callable[..., Any]
+
+pytestmark = needs_compiler
 
 QUICK: dict[str, Any] = {"num_chains": 2, "num_warmup": 200, "num_samples": 500, "progress": False}
 

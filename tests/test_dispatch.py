@@ -10,6 +10,9 @@ from torch.utils._pytree import tree_flatten
 
 from pyro_elbo_lab import dispatch
 from pyro_elbo_lab.dispatch import NativeCall, native_call
+from tests.compilers import needs_compiler
+
+pytestmark = needs_compiler
 
 aten = torch.ops.aten
 
