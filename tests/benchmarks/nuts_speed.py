@@ -177,16 +177,17 @@ def compare(model: str, num_draws: int, with_numpyro: bool) -> list[list[str]]:
     """A row of the table for each sampler."""
     our = sample("ours", model, num_draws)
     rows = [[model, "ours", *_figures(our, least_ess(our.draws)), "-"]]
-    ess = math.nan
+    best = math.nan
     for method in CHAIN_METHODS if with_numpyro else ():
         their = sample(method, model, num_draws)
         ess = least_ess(their.draws)
+        best = ess if math.isnan(best) else max(best, ess)
         z = number(largest_z(our.draws, their.draws), 2)
         rows.append([model, f"NumPyro, {method}", *_figures(their, ess), z])
     short = min(num_draws, PYRO_DRAWS)
     seconds = sample("Pyro", model, short).first * CHAINS * num_draws / short
     rows.append(
-        [model, "Pyro (extrapolated)", *_figures(Run(seconds, seconds, seconds, {}), ess), "-"]
+        [model, "Pyro (extrapolated)", *_figures(Run(seconds, seconds, seconds, {}), best), "-"]
     )
     return rows
 
@@ -224,11 +225,11 @@ def main() -> None:
         f"{harness.machine()} {CHAINS} chains of {size} + {size}, target acceptance "
         f"{TARGET_ACCEPT}, all cores. Ours samples in float64, NumPyro in float32 by default. The "
         "first run compiles, with an empty cache; NumPyro compiles again in the second. Sampling: "
-        "the slope of the time in the number of draws, caches warm, ours without judging its draws. "
-        "min-ESS: the least bulk ESS of all scalars. z: differences of posterior means from ours, in "
-        "their Monte Carlo standard errors. Pyro's time is that of one chain of "
-        f"{PYRO_DRAWS} + {PYRO_DRAWS}, multiplied; its ESS is taken to be NumPyro's, the algorithm "
-        "being the same."
+        "the slope of the time in the number of draws, caches warm, judging of draws left out. "
+        "min-ESS: the least bulk ESS of all scalars. z: differences of posterior means from ours "
+        "in their Monte Carlo standard errors. Pyro's time is that of one chain of "
+        f"{PYRO_DRAWS} + {PYRO_DRAWS}, multiplied; its ESS is taken to be NumPyro's best, the "
+        "algorithm being the same."
     )
     harness.publish(table("NUTS", header, rows, note), options.out)
 
