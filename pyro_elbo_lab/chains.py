@@ -2,17 +2,19 @@
 
 import os
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import nutpie
+import torch
 from nutpie import _lib
 from nutpie.compiled_pyfunc import from_pyfunc
 
-from pyro_elbo_lab.density import CompiledDensity, EntryPoint, Evaluate
+from pyro_elbo_lab.density import CompiledDensity, Evaluate
+from pyro_elbo_lab.entry_point import EntryPoint
 from pyro_elbo_lab.potential import Potential, starting_point
 
 __all__ = ["TARGET_ACCEPT", "Sample", "sample"]
@@ -82,18 +84,36 @@ def sample(
         model = _python_model(potential, shield)
     else:
         cores = model.cores
+    with _one_thread_a_chain() if shield.entry else nullcontext():
+        tree = _run(
+            shield,
+            model,
+            draws=num_samples,
+            tune=num_warmup,
+            chains=num_chains,
+            cores=cores,
+            seed=seed,
+            progress_bar=progress,
+        )
+    stats = tree["sample_stats"]
+    return Sample(
+        draws=tree["posterior"]["draws"].values,
+        stats={
+            ours: values if values.dtype.kind in "fb" else values.astype(np.int64)
+            for name, ours in _ARVIZ_NAMES.items()
+            for values in [stats[name].values]
+        },
+    )
+
+
+def _run(shield: "_Shield", model: Any, **settings: Any) -> Any:
     running = nutpie.sample(
         model,
-        draws=num_samples,
-        tune=num_warmup,
-        chains=num_chains,
-        cores=cores,
-        seed=seed,
         adaptation="low_rank",
         target_accept=TARGET_ACCEPT,
         save_warmup=False,
-        progress_bar=progress,
         blocking=False,
+        **settings,
     )
     try:
         tree = running.wait()
@@ -107,15 +127,18 @@ def sample(
         raise shield.failure or RuntimeError(f"nutpie broke down: {what}") from None
     if shield.failure is not None:
         raise shield.failure
-    stats = tree["sample_stats"]
-    return Sample(
-        draws=tree["posterior"]["draws"].values,
-        stats={
-            ours: values if values.dtype.kind in "fb" else values.astype(np.int64)
-            for name, ours in _ARVIZ_NAMES.items()
-            for values in [stats[name].values]
-        },
-    )
+    return tree
+
+
+@contextmanager
+def _one_thread_a_chain() -> Iterator[None]:
+    """So that matrix products of chains do not fight for the cores."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 class _Shield:

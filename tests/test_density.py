@@ -19,7 +19,9 @@ from torch import Tensor
 
 from models import eight_schools
 from pyro_elbo_lab import chains, density
-from pyro_elbo_lab.density import CompiledDensity, EntryPoint, compile_density
+from pyro_elbo_lab.density import CompiledDensity, compare, compile_density
+from pyro_elbo_lab.entry_point import EntryPoint
+from pyro_elbo_lab.guard import CaptureError
 from pyro_elbo_lab.potential import Potential, isolated, logp_and_gradient, prepare
 from pyro_elbo_lab.reference import nuts
 from tests.compilers import needs_compiler
@@ -105,6 +107,34 @@ def test_the_compiled_density_is_the_models(model: Model, args: tuple) -> None:
             logp, gradient = eager(x)
             assert found(x)[0] == pytest.approx(logp, rel=1e-9, abs=1e-9)
             np.testing.assert_allclose(found(x)[1], gradient, rtol=1e-9, atol=1e-9)
+
+
+def nearly_singular(x: Tensor) -> None:
+    length = pyro.sample("length", dist.LogNormal(x.new_zeros(()), 0.5))
+    covariance = (-0.5 * ((x[:, None] - x) / length) ** 2).exp() + 1e-9 * torch.eye(len(x))
+    pyro.sample("y", dist.MultivariateNormal(torch.zeros_like(x), covariance), obs=x.sin())
+
+
+def test_what_rounding_does_to_the_model_is_no_difference() -> None:
+    with isolated(), pyro.validation_enabled(False):
+        potential, found = compiled(nearly_singular, torch.linspace(0.0, 1.0, 40))
+        logp, _ = logp_and_gradient(potential)(np.zeros(1))
+        assert 0 < abs(found(np.zeros(1))[0] - logp) < 1e-3 * abs(logp)
+
+
+@pytest.mark.parametrize("of_logp, of_gradient", [(1e-9, 0.0), (0.0, 1e-9), (np.nan, 0.0)])
+def test_small_differences_are_found(of_logp: float, of_gradient: float) -> None:
+    with isolated():
+        potential = prepare(eight_schools.model, eight_schools.data(), {})
+        eager = logp_and_gradient(potential)
+        compare(eager, potential, points(potential))
+
+        def off(x: np.ndarray) -> tuple[float, np.ndarray]:
+            logp, gradient = eager(x)
+            return logp * (1 + of_logp), gradient * (1 + of_gradient)
+
+        with pytest.raises(CaptureError, match="the captured density is"):
+            compare(off, potential, points(potential))
 
 
 def call(entry: EntryPoint, x: np.ndarray) -> tuple[int, float, np.ndarray]:

@@ -46,6 +46,7 @@ STORY = [
     ["fit"],
     ["potential"],
     ["density"],
+    ["entry_point"],
     ["chains"],
     ["reference"],
     ["_distances", "_draws", "_importance"],
