@@ -32,7 +32,8 @@ NUM_DRAWS = 1000
 CHAIN_METHODS = ("vectorized", "sequential", "parallel", "parallel, float64")
 PYRO_DRAWS = 100
 
-LONGER = 8
+CLEAR_SECONDS = 0.5
+"""Runs get longer until they take this much longer, more than compiling varies by."""
 
 Draws = Mapping[str, np.ndarray]
 Sampler = Callable[[int], tuple[Draws, float]]
@@ -128,10 +129,14 @@ def measure(sampler: str, model: str, num_draws: int, path: Path) -> dict[str, f
     second, _, _ = seconds(num_draws)
     if sampler != "ours":
         _keep_what_jax_compiles(path.parent)
-    short, long = (
-        min(seconds(size)[1] for _ in range(3)) for size in (num_draws, LONGER * num_draws)
-    )
-    return {"first": first, "second": second, "sampling": (long - short) / (LONGER - 1)}
+
+    def warm(size: int) -> float:
+        return min(seconds(size)[1] for _ in range(3))
+
+    short, multiple = warm(num_draws), 8
+    while (gained := warm(multiple * num_draws) - short) < CLEAR_SECONDS and multiple < 64:
+        multiple *= 2
+    return {"first": first, "second": second, "sampling": gained / (multiple - 1)}
 
 
 def _keep_what_jax_compiles(folder: Path) -> None:
