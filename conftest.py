@@ -1,6 +1,7 @@
 """What holds for every test and every doctest: a clean param store, fixed seeds, no windows."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # before matplotlib is imported: never open a window
@@ -9,6 +10,7 @@ import pyro
 import pytest
 import torch
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore Ctrl-C
 torch.set_num_threads(1)  # tensors are small, and a second thread waits for busy neighbours
 
 

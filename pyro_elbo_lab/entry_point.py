@@ -102,7 +102,7 @@ static Context& claim(Data& data) {
 
 extern "C" int evaluate(size_t size, double* x, double* gradient, double* logp, void* user_data) {
     Data& data = *static_cast<Data*>(user_data);
-    if (data.stopped) return 1;
+    if (data.stopped) return -1;  // ends the chain, where 1 only rejects a point
     Context& context = claim(data);
     long bytes = size * sizeof(double);
     Copy feed{x, context.x, bytes};

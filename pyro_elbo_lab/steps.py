@@ -111,8 +111,8 @@ def _warned(note: str) -> str:
 
 
 def _pays_back(num_steps: int, num_nodes: int) -> bool:
-    """An eager run takes about 3 microseconds an operator, compiling 2 s and 8 ms an operator."""
-    return num_steps * num_nodes * 3e-6 > 2 + num_nodes * 8e-3
+    """An eager run takes about 4 microseconds an operator, compiling 1.5 s and 5 ms an operator."""
+    return num_steps * num_nodes * 4e-6 > 1.5 + num_nodes * 5e-3
 
 
 def _by_svi(task: Task, objective: ELBO, note: str) -> Steps:

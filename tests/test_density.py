@@ -174,7 +174,7 @@ def test_threads_in_c_get_the_same_density() -> None:
         thread.join()
     assert not wrong
     entry.stop()
-    assert call(entry, xs[0])[0] == 1
+    assert call(entry, xs[0])[0] == -1
 
 
 def sometimes_singular() -> None:
