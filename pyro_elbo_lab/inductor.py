@@ -26,7 +26,6 @@ Compiled = Callable[..., Sequence[Tensor]]
 MOST_NODES = 6000
 """Larger graphs take minutes to compile."""
 
-_SETTINGS = {"fallback_random": True}
 _COMPARISONS = 2
 _ULPS = 1e3
 
@@ -132,10 +131,18 @@ def compile_graph(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
     module = fx.GraphModule(module, copy.deepcopy(module.graph))
     simplify(module)
     keep_failures(module)
-    with torch.no_grad(), _silence(), config.patch(_SETTINGS):
+    with torch.no_grad(), _silence(), config.patch(_settings()):
         return torch._inductor.standalone_compile(
             module, [x.detach() for x in inputs], dynamic_shapes="from_example_inputs"
         )
+
+
+def _settings() -> dict[str, Any]:
+    settings: dict[str, Any] = {"fallback_random": True}
+    if config.cpp.vec_isa_ok is None and torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        # PyTorch itself runs on these instructions. Trying them takes a compiler six seconds.
+        settings["cpp.vec_isa_ok"] = True
+    return settings
 
 
 @contextmanager

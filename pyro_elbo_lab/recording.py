@@ -12,7 +12,6 @@ import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import BuiltinFunctionType
 from typing import Any, NamedTuple
 
@@ -22,7 +21,8 @@ from torch._inductor.codecache import CppCodeCache, PyCodeCache
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from pyro_elbo_lab.dispatch import bits, handles, native_call
+from pyro_elbo_lab.dispatch import bits, native_call
+from pyro_elbo_lab.products import product
 
 __all__ = ["Feed", "NotRecordableError", "Recording", "Replay", "record"]
 
@@ -292,7 +292,7 @@ class _Operators(TorchDispatchMode):
         if func.is_view or func in _ALLOCATIONS:
             return results
         in_python = _Operator(func, args, kwargs or {}, tree_flatten(results)[0])
-        native = _product(func, args, kwargs or {}) or self._dispatched(in_python, results)
+        native = _product(in_python, self.log) or self._dispatched(in_python, results)
         if native is not None:
             self.log.keep.append((args, kwargs, results))
         self.log.calls.append(native or in_python)
@@ -306,34 +306,13 @@ class _Operators(TorchDispatchMode):
         return _Kernel(call.function, [call.argument])
 
 
-_PRODUCTS = {
-    torch.ops.aten.mm.out: "aoti_torch_cpu_mm_out",
-    torch.ops.aten.bmm.out: "aoti_torch_cpu_bmm_out",
-    torch.ops.aten.addmm.out: "aoti_torch_cpu_addmm_out",
-}
-
-
-def _product(func: Any, args: tuple, kwargs: dict[str, Any]) -> _Kernel | None:
-    """A matrix product through the C interface that PyTorch has for compiled models."""
-    if func not in _PRODUCTS:
+def _product(operator: _Operator, log: _Log) -> _Kernel | None:
+    found = product(operator.operator, operator.args, operator.kwargs)
+    if found is None:
         return None
-    factors = [bits(kwargs.get(name, 1)) for name in ("beta", "alpha")]
-    try:
-        address = ctypes.cast(
-            getattr(ctypes.CDLL(_LIBTORCH), _PRODUCTS[func]), ctypes.c_void_p
-        ).value
-        pointers = handles([kwargs["out"], *args])
-    except (AttributeError, OSError):
-        return None
-    assert address is not None
-    return _Kernel(
-        address,
-        pointers + factors if func is torch.ops.aten.addmm.out else pointers,
-        scaled=func is torch.ops.aten.addmm.out,
-    )
-
-
-_LIBTORCH = str(Path(torch.__path__[0]) / "lib" / "libtorch_cpu.so")
+    log.keep.append(found.keep)
+    factors = [bits(factor) for factor in found.factors]
+    return _Kernel(found.address, found.arguments + factors, scaled=bool(factors))
 
 
 @contextmanager

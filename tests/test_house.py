@@ -27,7 +27,7 @@ STORY = [
         "guard",
     ],
     ["simplify", "scans", "dispatch"],
-    ["enumeration"],
+    ["enumeration", "products"],
     ["structure"],
     ["layout", "sleep", "given"],
     ["particles"],
