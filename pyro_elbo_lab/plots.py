@@ -1,9 +1,4 @@
-"""Figures of a Comparison: intervals, densities, training curves.
-
-The reference is black or grey; each approximation keeps one colour of the Okabe-Ito palette (its
-colours stay apart in the common forms of colour blindness), one marker and one line style in every
-figure.
-"""
+"""Figures of a Comparison: intervals, densities, training curves."""
 
 import math
 from collections.abc import Mapping
@@ -14,31 +9,13 @@ import numpy as np
 from arviz_stats.base import array_stats
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from pyro_elbo_lab import _style
 from pyro_elbo_lab.comparison import Comparison
 
-_WIDTH = 7.2  # inches: a printed page less its margins
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
-_LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)), (0, (3, 1)))
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _MEDIAN: dict[str, Any] = {"markersize": 4.5, "markerfacecolor": "white", "markeredgewidth": 1.0}
-_REFERENCE = {"color": "black", "marker": "o", "linestyle": "-"}
-_PRINT: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8.5,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "figure.dpi": 110,
-}
 
 
 def plot_forest(comparison: Comparison, max_parameters: int = 12) -> Figure:
@@ -48,12 +25,12 @@ def plot_forest(comparison: Comparison, max_parameters: int = 12) -> Figure:
     an axis. Beyond ``max_parameters``, only those with the largest Wasserstein distances are drawn.
     """
     parameters = _selection(comparison, max_parameters)
-    styles = _styles(comparison)
+    styles = _style.styles(comparison.approximations)
     slots = np.linspace(-0.4, 0.4, len(styles) + 2)[1:-1]
     slot = dict(zip(styles, slots, strict=True))
-    with plt.rc_context(_PRINT):
+    with plt.rc_context(_style.PRINT):
         height = 1.2 + len(parameters) * (0.09 * len(styles) + 0.16)
-        figure, axes = plt.subplots(figsize=(_WIDTH, height), layout="constrained")
+        figure, axes = plt.subplots(figsize=(_style.WIDTH, height), layout="constrained")
         for i, parameter in enumerate(parameters):
             draws = comparison.draws(parameter)
             centre, scale = draws["reference"].mean(), draws["reference"].std(ddof=1)
@@ -67,7 +44,9 @@ def plot_forest(comparison: Comparison, max_parameters: int = 12) -> Figure:
         axes.set_ylim(len(parameters) - 0.5, -0.5)
         axes.set_xlabel("(value \N{MINUS SIGN} reference mean) / reference sd")
         _decorate(figure, "Medians, 50 % and 90 % intervals", comparison, parameters)
-        _legend(figure, {n: {**style, **_MEDIAN, "linestyle": "-"} for n, style in styles.items()})
+        _style.legend(
+            figure, {n: {**style, **_MEDIAN, "linestyle": "-"} for n, style in styles.items()}
+        )
     return figure
 
 
@@ -78,12 +57,16 @@ def plot_densities(comparison: Comparison, max_parameters: int = 12) -> Figure:
     drawn. Beyond ``max_parameters``, only those with the largest Wasserstein distances are drawn.
     """
     parameters = _selection(comparison, max_parameters)
-    styles = _styles(comparison)
+    styles = _style.styles(comparison.approximations)
     columns = min(3, len(parameters))
     rows = math.ceil(len(parameters) / columns)
-    with plt.rc_context(_PRINT):
+    with plt.rc_context(_style.PRINT):
         figure, grid = plt.subplots(
-            rows, columns, figsize=(_WIDTH, 1.0 + 1.45 * rows), layout="constrained", squeeze=False
+            rows,
+            columns,
+            figsize=(_style.WIDTH, 1.0 + 1.45 * rows),
+            layout="constrained",
+            squeeze=False,
         )
         for axes, parameter in zip(grid.flat, parameters, strict=False):
             _draw_densities(axes, comparison.draws(parameter), styles)
@@ -91,7 +74,7 @@ def plot_densities(comparison: Comparison, max_parameters: int = 12) -> Figure:
         for axes in grid.flat[len(parameters) :]:
             axes.set_axis_off()
         _decorate(figure, "Marginal posterior densities", comparison, parameters)
-        _legend(figure, {name: {**style, "marker": ""} for name, style in styles.items()})
+        _style.legend(figure, {name: {**style, "marker": ""} for name, style in styles.items()})
     return figure
 
 
@@ -133,15 +116,15 @@ def plot_training(comparison: Comparison, losses: Mapping[str, np.ndarray]) -> F
         comparison: gives each approximation the style that it has in the other figures.
         losses: arrays of shape ``(num_steps,)`` by name of an approximation.
     """
-    styles = _styles(comparison)
-    with plt.rc_context(_PRINT):
-        figure, axes = plt.subplots(figsize=(_WIDTH, 3.4), layout="constrained")
+    styles = _style.styles(comparison.approximations)
+    with plt.rc_context(_style.PRINT):
+        figure, axes = plt.subplots(figsize=(_style.WIDTH, 3.4), layout="constrained")
         settled = []
         for name, values in losses.items():
             window = max(1, len(values) // 20)
             smooth = np.convolve(-np.asarray(values, float), np.full(window, 1 / window), "valid")
             steps = np.arange(window, len(values) + 1)
-            axes.plot(steps, smooth, label=name, linewidth=1.3, **_line(styles[name]))
+            axes.plot(steps, smooth, label=name, linewidth=1.3, **_style.line(styles[name]))
             settled.append(smooth[len(smooth) // 10 :])
         low, high = np.nanquantile(np.concatenate(settled), (0.005, 1.0))
         margin = 0.05 * (high - low) or 1.0
@@ -150,7 +133,7 @@ def plot_training(comparison: Comparison, losses: Mapping[str, np.ndarray]) -> F
         axes.set_xlabel("training step")
         axes.set_ylabel("objective (nats)")
         figure.suptitle("Training: running mean of the maximised objective", fontsize=10)
-        _legend(figure, {name: {**styles[name], "marker": ""} for name in losses})
+        _style.legend(figure, {name: {**styles[name], "marker": ""} for name in losses})
     return figure
 
 
@@ -161,24 +144,6 @@ def _selection(comparison: Comparison, most: int) -> list[str]:
     if len(names) > most:
         names = names[np.argsort(-farthest.values, kind="stable")[:most]]
     return [str(name) for name in names]
-
-
-def _styles(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """Colour, marker and line style by name, the reference first; the seventh starts again with
-    other markers and lines."""
-    styles: dict[str, dict[str, Any]] = {"reference": _REFERENCE}
-    for i, name in enumerate(comparison.approximations):
-        turn = i + i // len(_COLORS)
-        styles[name] = {
-            "color": _COLORS[i % len(_COLORS)],
-            "marker": _MARKERS[turn % len(_MARKERS)],
-            "linestyle": _LINES[turn % len(_LINES)],
-        }
-    return styles
-
-
-def _line(style: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: style[key] for key in ("color", "linestyle")}
 
 
 def _shade_reference(axes: Axes, quantiles: np.ndarray, y: float) -> None:
@@ -205,9 +170,9 @@ def _draw_densities(
     axes.fill_between(grid, height, color="0.85", linewidth=0)
     for name, values in draws.items():
         if np.ptp(values) < 1e-3 * (high - low):  # a point, whose density is infinite
-            axes.axvline(values.mean(), linewidth=1.3, **_line(styles[name]))
+            axes.axvline(values.mean(), linewidth=1.3, **_style.line(styles[name]))
             continue
-        axes.plot(*_density(values, low, high), linewidth=1.3, **_line(styles[name]))
+        axes.plot(*_density(values, low, high), linewidth=1.3, **_style.line(styles[name]))
     axes.set_xlim(low, high)
     axes.set_ylim(0, min(axes.get_ylim()[1], 4 * height.max()))
     axes.set_yticks([])
@@ -239,10 +204,3 @@ def _decorate(figure: Figure, what: str, comparison: Comparison, parameters: lis
     if len(parameters) < total:
         what += f": the {len(parameters)} of {total} parameters farthest from the reference"
     figure.suptitle(what, fontsize=10)
-
-
-def _legend(figure: Figure, styles: Mapping[str, Mapping[str, Any]]) -> None:
-    handles = [Line2D([], [], label=name, linewidth=1.6, **style) for name, style in styles.items()]
-    longest = max(map(len, styles))
-    columns = max(1, min(len(styles), int(_WIDTH / (0.5 + 0.06 * longest))))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns)

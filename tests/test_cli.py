@@ -10,7 +10,7 @@ import pytest
 import torch
 import xarray as xr
 
-from pyro_elbo_lab import _specs, cli
+from pyro_elbo_lab import _command, _compare_command, _specs, cli
 from pyro_elbo_lab._model_file import InputError, ModelFile, blaming, load
 from pyro_elbo_lab.objective import Objective
 
@@ -268,7 +268,7 @@ def test_loading_leaves_no_trace(write: Write) -> None:
     expected = torch.rand(())
     torch.manual_seed(0)
     file = load(write(CONJUGATE))
-    cli._check_guide(file, "handmade")
+    _command.check_guide(file, "handmade")
     assert torch.rand(()) == expected
     assert {k: v.item() for k, v in pyro.get_param_store().items()} == {"loc": 5.0}
 
@@ -283,7 +283,7 @@ def test_fits_of_one_guide_do_not_share_parameters(
         first.update({name: values[0] for name, values in losses.items()})
         return "nowhere"
 
-    monkeypatch.setattr(cli, "write_report", remember)
+    monkeypatch.setattr(_compare_command, "write_report", remember)
     options = ["--guide", "handmade", "--objective", "standard", "--objective", "standard:10"]
     assert run(write(CONJUGATE), *options, *SHORT) == 0
     assert len(first) == 2 and len(set(first.values())) == 1
@@ -295,7 +295,7 @@ def test_interruption_exits_cleanly(
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "nuts", interrupt)
+    monkeypatch.setattr(_command, "nuts", interrupt)
     assert run(write(CONJUGATE), *SHORT) == 130
     assert "interrupted; no report was written" in capsys.readouterr().err
     assert not Path("report").exists()
@@ -305,12 +305,12 @@ def test_an_interrupted_fit_stops_the_command(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`fit` returns the steps that it has taken when it is interrupted."""
-    whole = cli.fit
+    whole = _command.fit
 
     def cut_short(*args: object, num_steps: int, **kwargs: object) -> object:
         return whole(*args, num_steps=num_steps // 2, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cli, "fit", cut_short)
+    monkeypatch.setattr(_command, "fit", cut_short)
     assert run(write(CONJUGATE), *SHORT) == 130
     assert not Path("report").exists()
 
@@ -321,7 +321,7 @@ def test_a_full_disk_is_reported(
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(cli, "write_report", fail)
+    monkeypatch.setattr(_compare_command, "write_report", fail)
     assert run(write(CONJUGATE), *SHORT) == 2
     assert "the report cannot be written: no space left" in capsys.readouterr().err
 

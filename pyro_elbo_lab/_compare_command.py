@@ -1,0 +1,85 @@
+"""The command ``elbo-lab compare``."""
+
+import argparse
+from typing import Any
+
+import matplotlib
+
+from pyro_elbo_lab import _specs
+from pyro_elbo_lab._command import add_options, approximate, check_guide, say, unique
+from pyro_elbo_lab._command import reference as reference_of
+from pyro_elbo_lab._model_file import InputError, blaming, load
+from pyro_elbo_lab.comparison import compare
+from pyro_elbo_lab.report import check_destination, write_report
+
+_PRINTED = [
+    "k_hat",
+    "elbo",
+    "elbo_se",
+    "log_evidence",
+    "max_abs_mean_error",
+    "min_sd_ratio",
+    "max_sd_ratio",
+    "max_wasserstein",
+]
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the parser's subcommands."""
+    command = commands.add_parser(
+        "compare",
+        help="fit guides to a model, run NUTS on it, and report how they differ",
+        description="Fit every guide with every objective, run NUTS, compare, and write a report.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_options(command)
+    command.add_argument(
+        "--out", default="report", metavar="FOLDER", help="where to write the report"
+    )
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, command: str) -> None:
+    """Fit, run NUTS, compare, print and write the report."""
+    objectives = [_specs.objective(spec) for spec in unique(options, "objective", "standard")]
+    guides = unique(options, "guide", "normal")
+    _check_destination(options.out)
+    file = load(options.file)
+    for guide in guides:
+        check_guide(file, guide)
+    combinations = {f"{g}, {o.spec}": (g, o) for g in guides for o in objectives}
+    fits, approximations = {}, {}
+    for i, (name, (guide, objective)) in enumerate(combinations.items(), 1):
+        say(f"fitting {name} ({i} of {len(combinations)})")
+        fits[name], approximations[name] = approximate(file, guide, objective, options)
+    say(f"running NUTS: {options.chains} chains of {options.warmup} + {options.draws} draws")
+    reference = reference_of(file, options)
+    with blaming(file.path, "the comparison failed"):
+        comparison = compare(approximations, reference)
+    print(comparison.summary[_PRINTED].to_string(float_format="%.2f", na_rep="-"), end="\n\n")
+    for name, sentence in comparison.verdicts.items():
+        print(f"{name}: {sentence}")
+    for note in comparison.notes:
+        print(f"Note: {note}")
+    info = {
+        "model": file.path.stem,
+        "command": command,
+        "seed": options.seed,
+        "training": f"{options.steps} steps; "
+        + ", ".join(f"{name}: {done.seconds:.1f} s" for name, done in fits.items()),
+        "draws": f"{options.num_samples} from each guide",
+    }
+    matplotlib.use("Agg")
+    losses = {name: done.losses for name, done in fits.items()}
+    try:
+        page = write_report(comparison, options.out, losses=losses, info=info)
+    except OSError as error:
+        raise InputError(f"the report cannot be written: {error}") from error
+    say(f"wrote {page}")
+
+
+def _check_destination(path: str) -> None:
+    try:
+        check_destination(path)
+    except FileExistsError as error:
+        raise InputError(f"--out: {error}") from error

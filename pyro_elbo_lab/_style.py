@@ -1,0 +1,69 @@
+"""How all figures look: sizes, fonts, and one colour, marker and line for each approximation.
+
+The reference is black or grey; each approximation keeps one colour of the Okabe-Ito palette (its
+colours stay apart in the common forms of colour blindness), one marker and one line style in every
+figure.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+WIDTH = 7.2
+"""Of a figure, in inches: a printed page less its margins."""
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+REFERENCE: dict[str, Any] = {"color": "black", "marker": "o", "linestyle": "-"}
+
+PRINT: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "figure.dpi": 110,
+}
+"""Settings of matplotlib, for `plt.rc_context`."""
+
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)), (0, (3, 1)))
+
+
+def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour, marker and line style by name, those of "reference" first.
+
+    The seventh name starts again with other markers and lines.
+
+    >>> list(styles(["mean-field"]))
+    ['reference', 'mean-field']
+    """
+    found: dict[str, dict[str, Any]] = {"reference": REFERENCE}
+    for i, name in enumerate(names):
+        turn = i + i // len(COLORS)
+        found[name] = {
+            "color": COLORS[i % len(COLORS)],
+            "marker": _MARKERS[turn % len(_MARKERS)],
+            "linestyle": _LINES[turn % len(_LINES)],
+        }
+    return found
+
+
+def line(style: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a style concerns a line without markers."""
+    return {key: style[key] for key in ("color", "linestyle")}
+
+
+def legend(figure: Figure, shown: Mapping[str, Mapping[str, Any]]) -> None:
+    """One legend below all axes, with as many columns as fit."""
+    handles = [Line2D([], [], label=name, linewidth=1.6, **style) for name, style in shown.items()]
+    longest = max(map(len, shown))
+    columns = max(1, min(len(shown), int(WIDTH / (0.5 + 0.06 * longest))))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
