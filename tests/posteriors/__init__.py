@@ -1,0 +1,1 @@
+"""Ten posteriors of posteriordb as Pyro programs, one a file; `registry` lists them."""
