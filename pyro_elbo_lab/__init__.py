@@ -13,6 +13,7 @@ from pyro_elbo_lab.compiled import compiled
 from pyro_elbo_lab.convert import from_guide
 from pyro_elbo_lab.divergences import ChiUpperBound, ForwardKL, ReweightedWakeSleep, TailAdaptive
 from pyro_elbo_lab.fit import Fit, default_optimizer, fit
+from pyro_elbo_lab.ground_truth import posteriordb
 from pyro_elbo_lab.objective import Objective
 from pyro_elbo_lab.objectives import (
     CombinedImportanceWeighted,
@@ -52,6 +53,7 @@ __all__ = [
     "linear_annealing",
     "log_uniform_schedule",
     "nuts",
+    "posteriordb",
     "uniform_schedule",
     "write_report",
 ]

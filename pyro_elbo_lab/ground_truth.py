@@ -53,7 +53,9 @@ def posteriordb(name: str, path: str | Path) -> DataTree:
     """
     entry = _entry(name, path)
     if entry.posterior_info.get("reference_posterior_name") is None:
-        raise ValueError(f"posteriordb has no reference draws of '{name}', only its model and data.")
+        raise ValueError(
+            f"posteriordb has no reference draws of '{name}', only its model and data."
+        )
     info = entry.reference_draws_info()
     return to_datatree(
         _vectors(_stacked(entry.reference_draws(), name), name),
@@ -77,8 +79,8 @@ def _entry(name: str, path: str | Path) -> Any:
         ) from error
     if not (Path(path) / "posteriors").is_dir():
         raise FileNotFoundError(
-            f"'{path}' is not a posterior database: it has no folder 'posteriors'. Give the path of "
-            "the folder 'posterior_database' in a clone of https://github.com/stan-dev/posteriordb."
+            f"'{path}' is not a posterior database: it has no folder 'posteriors'. Give the path "
+            "of the folder 'posterior_database' in a clone of https://github.com/stan-dev/posteriordb."
         )
     database = PosteriorDatabase(str(path))
     known = database.posterior_names()
@@ -106,12 +108,14 @@ def _stacked(chains: list[dict[str, list[float]]], name: str) -> dict[str, np.nd
 
 
 def _vectors(scalars: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    """Scalars such as `x[2,1]` gathered to arrays (chain, draw, ...), whose entries count from 0."""
+    """Scalars such as `x[2,1]` gathered to arrays, (chain, draw, ...), that count from 0."""
     entries: dict[str, dict[tuple[int, ...], np.ndarray]] = {}
     for scalar, draws in scalars.items():
         variable, index = _parsed(scalar)
         entries.setdefault(variable, {})[index] = draws
-    return {variable: _vector(f"{variable}' of '{name}", found) for variable, found in entries.items()}
+    return {
+        variable: _vector(f"{variable}' of '{name}", found) for variable, found in entries.items()
+    }
 
 
 def _parsed(scalar: str) -> tuple[str, tuple[int, ...]]:
@@ -131,10 +135,8 @@ def _vector(what: str, entries: Mapping[tuple[int, ...], np.ndarray]) -> np.ndar
             "and indices should count from 1 without gaps."
         )
     draws = next(iter(entries.values()))
-    result = np.empty((*draws.shape, *shape))
-    for index, values in entries.items():
-        result[(..., *(i - 1 for i in index))] = values
-    return result
+    result = np.stack([entries[tuple(i + 1 for i in index)] for index in np.ndindex(shape)], -1)
+    return result.reshape(*draws.shape, *shape)
 
 
 def _reliability(checks: Mapping[str, bool]) -> dict[str, int | str]:

@@ -43,7 +43,7 @@ STORY = [
     ["compiled", "training"],
     ["steps"],
     ["convert"],
-    ["fit"],
+    ["fit", "ground_truth"],
     ["potential"],
     ["density"],
     ["entry_point"],

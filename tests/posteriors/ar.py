@@ -1,7 +1,7 @@
 """An autoregression of order 5, given the first five of 200 values.
 
-    alpha ~ Normal(0, 10),  beta_k ~ Normal(0, 10),  sigma ~ HalfCauchy(2.5),
-    y_t ~ Normal(alpha + sum_k beta_k y_{t-k}, sigma),  t = 6..200.
+alpha ~ Normal(0, 10),  beta_k ~ Normal(0, 10),  sigma ~ HalfCauchy(2.5),
+y_t ~ Normal(alpha + sum_k beta_k y_{t-k}, sigma),  t = 6..200.
 """
 
 from typing import Any

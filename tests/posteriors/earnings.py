@@ -1,6 +1,6 @@
-"""Logarithm of earnings on height, in inches and not centred: intercept and slope correlate at -0.998.
+"""Logarithm of earnings on height, not centred: intercept and slope correlate at -0.998.
 
-    beta flat, sigma flat on the positive half,  log earn_i ~ Normal(beta_1 + beta_2 height_i, sigma).
+beta flat, sigma flat on the positive half,  log earn_i ~ Normal(beta_1 + beta_2 height_i, sigma).
 """
 
 from typing import Any

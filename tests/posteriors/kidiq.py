@@ -1,6 +1,6 @@
 """A child's test score on the mother's schooling and IQ, not centred.
 
-    beta flat, sigma ~ HalfCauchy(2.5),  score_i ~ Normal(beta_1 + beta_2 hs_i + beta_3 iq_i, sigma).
+beta flat, sigma ~ HalfCauchy(2.5),  score_i ~ Normal(beta_1 + beta_2 hs_i + beta_3 iq_i, sigma).
 """
 
 from typing import Any

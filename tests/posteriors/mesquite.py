@@ -1,6 +1,6 @@
 """Logarithm of the weight of mesquite leaves on logarithms of seven measures, some collinear.
 
-    beta flat, sigma flat on the positive half,  log weight_i ~ Normal(x_i . beta, sigma).
+beta flat, sigma flat on the positive half,  log weight_i ~ Normal(x_i . beta, sigma).
 """
 
 from typing import Any

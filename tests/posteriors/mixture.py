@@ -1,7 +1,7 @@
 """A mixture of two Gaussians on the line; which of them a point is from is summed out.
 
-    mu: the order statistics of two Normal(0, 2),  sigma_k ~ HalfNormal(2),  theta ~ Beta(5, 5),
-    y_i ~ theta Normal(mu_1, sigma_1) + (1 - theta) Normal(mu_2, sigma_2),  i = 1..1000.
+mu: the order statistics of two Normal(0, 2),  sigma_k ~ HalfNormal(2),  theta ~ Beta(5, 5),
+y_i ~ theta Normal(mu_1, sigma_1) + (1 - theta) Normal(mu_2, sigma_2),  i = 1..1000.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Party identification in 2000 on eight covariates of the voter.
 
-    beta flat, sigma flat on the positive half,  party_i ~ Normal(x_i . beta, sigma).
+beta flat, sigma flat on the positive half,  party_i ~ Normal(x_i . beta, sigma).
 """
 
 from typing import Any

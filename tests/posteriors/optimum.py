@@ -25,7 +25,7 @@ Program = Callable[..., Any]
 NUM_STARTS = 8
 
 
-def mean_field(model: Program, *args: Any, num_points: int = 4096, seed: int = 0) -> Program:
+def mean_field(model: Program, *args: Any, num_points: int = 4096, seed: int = 0) -> Any:
     """The `AutoDiagonalNormal` with the largest ELBO."""
     guide = _set_up(AutoDiagonalNormal(model), args)
     mode, precision = _laplace(model, args)
@@ -33,7 +33,7 @@ def mean_field(model: Program, *args: Any, num_points: int = 4096, seed: int = 0
     return _maximised(guide, model, args, num_points, seed)
 
 
-def full_rank(model: Program, *args: Any, num_points: int = 4096, seed: int = 0) -> Program:
+def full_rank(model: Program, *args: Any, num_points: int = 4096, seed: int = 0) -> Any:
     """The `AutoMultivariateNormal` with the largest ELBO."""
     guide = _set_up(AutoMultivariateNormal(model), args)
     mode, precision = _laplace(model, args)

@@ -29,7 +29,7 @@ def flat_ordered(like: Tensor, size: int) -> dist.TorchDistribution:
 
 
 def linear(beta: Tensor, X: Tensor) -> Tensor:
-    """X beta, shape (N,); (..., N) where a plate to the left of a plate of N makes beta (..., 1, D)."""
+    """X beta, shape (N,); (..., N) where beta is (..., 1, D), left of a plate of N."""
     return (beta @ X.T).reshape(*beta.shape[:-2], len(X))
 
 
@@ -42,5 +42,5 @@ def regress(X: Tensor, y: Tensor, sigma_prior: dist.TorchDistribution) -> None:
 
 
 def flat_regression(X: Tensor, y: Tensor) -> None:
-    """y_i ~ Normal(x_i . beta, sigma), beta and sigma flat: an improper prior, a proper posterior."""
+    """y_i ~ Normal(x_i . beta, sigma), beta and sigma flat."""
     regress(X, y, flat_positive(X))

@@ -95,9 +95,7 @@ POSTERIORS = {
         Posterior(mesquite.NAME, mesquite.model, mesquite.data),
         Posterior(mixture.NAME, mixture.model, mixture.data),
         Posterior(nes.NAME, nes.model, nes.data),
-        Posterior(
-            synthetic_regression.NAME, synthetic_regression.model, synthetic_regression.data
-        ),
+        Posterior(synthetic_regression.NAME, synthetic_regression.model, synthetic_regression.data),
     ]
 }
 

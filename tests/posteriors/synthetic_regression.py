@@ -1,6 +1,6 @@
 """Linear regression with proper priors and no intercept; the sds of beta are about 0.001.
 
-    beta_d ~ Normal(0, 10),  sigma ~ HalfNormal(10),  y_i ~ Normal(x_i . beta, sigma).
+beta_d ~ Normal(0, 10),  sigma ~ HalfNormal(10),  y_i ~ Normal(x_i . beta, sigma).
 """
 
 from typing import Any
