@@ -18,6 +18,6 @@ def fitted(shared: Path) -> Callable[[str], Any]:
     @cache
     def fit(name: str) -> Any:
         posterior = POSTERIORS[name]
-        return full_rank(posterior.model, *posterior.arguments(shared), num_points=1024)
+        return full_rank(posterior.model, *posterior.arguments(shared), num_points=512)
 
     return fit
