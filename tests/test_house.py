@@ -53,21 +53,22 @@ STORY = [
     ["_dataset"],
     ["verdict"],
     ["comparison"],
+    ["_sandwich"],
+    ["evidence"],
     ["_style"],
-    ["plots"],
+    ["plots", "evidence_plot"],
     ["_page"],
     ["_sections"],
     ["report"],
     ["_model_file"],
     ["_specs"],
     ["_command"],
-    ["_compare_command"],
+    ["_compare_command", "_evidence_command"],
     ["cli"],
     ["__init__"],
 ]
-# The plot methods of a Comparison and a Fit import the plots, which need the Comparison, when they
-# are called.
-DEFERRED = {"comparison": {"plots"}, "fit": {"plots"}}
+# Plot methods import the plots, which need the class that has the method, when they are called.
+DEFERRED = {"comparison": {"plots"}, "evidence": {"evidence_plot"}, "fit": {"plots"}}
 RUN_MODELS_UNDER_POUTINE = {
     "structure",
     "particles",
