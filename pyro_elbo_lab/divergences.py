@@ -212,7 +212,7 @@ def _from_reference(num_particles: int, reference: Any, keywords: dict[str, Any]
 def _rows(
     draw: Draw, structure: Structure, guide: Program, reference: Any, num_particles: int
 ) -> Particles:
-    values = guide_values(reference, structure, guide)
+    values = guide_values(reference, structure, guide, torch.get_default_dtype())
     rows = torch.randint(min(map(len, values.values()), default=1), (num_particles,))
     return draw(given={name: value[rows] for name, value in values.items()})
 

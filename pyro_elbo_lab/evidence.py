@@ -239,7 +239,7 @@ class _Run:
         return np.concatenate(parts).reshape(_num_chains(reference), -1)
 
     def _given(self, reference: Any) -> dict[str, Tensor]:
-        values = guide_values(reference, self.structure, self.programs[1])
+        values = guide_values(reference, self.structure, self.programs[1], torch.float64)
         return {name: value.to(self._like(name)) for name, value in values.items()}
 
     def _like(self, name: str) -> Tensor:

@@ -19,7 +19,9 @@ from pyro_elbo_lab.structure import Program, Structure
 Draws = Mapping[str, Any]
 
 
-def guide_values(reference: Any, structure: Structure, guide: Program) -> dict[str, Tensor]:
+def guide_values(
+    reference: Any, structure: Structure, guide: Program, dtype: torch.dtype
+) -> dict[str, Tensor]:
     """Values of every latent of the guide, one for each draw.
 
     Args:
@@ -27,6 +29,7 @@ def guide_values(reference: Any, structure: Structure, guide: Program) -> dict[s
             draws; or a `DataTree` with a `posterior` over (chain, draw), as `nuts` returns it.
         structure: the dependencies of model and guide.
         guide: the guide.
+        dtype: in which arrays are read; tensors keep theirs.
 
     Returns:
         By latent of the guide, (draws, *shape).
@@ -34,18 +37,17 @@ def guide_values(reference: Any, structure: Structure, guide: Program) -> dict[s
     Raises:
         ValueError: a latent whose value does not follow from the reference.
     """
-    draws = _tensors(reference)
+    draws = _tensors(reference, dtype)
     return {name: _value(name, draws, guide) for name in structure.latents}
 
 
-def _tensors(reference: Any) -> dict[str, Tensor]:
+def _tensors(reference: Any, dtype: torch.dtype) -> dict[str, Tensor]:
     if not isinstance(reference, Mapping) or hasattr(reference, "children"):
         variables = reference["posterior"].data_vars
         reference = {
             str(name): np.asarray(variables[name]).reshape(-1, *variables[name].shape[2:])
             for name in variables
         }
-    dtype = torch.get_default_dtype()
     tensors = {}
     for name, values in reference.items():
         tensor = values if isinstance(values, Tensor) else torch.as_tensor(np.array(values))

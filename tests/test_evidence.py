@@ -199,6 +199,25 @@ def test_dtypes(dtype: torch.dtype) -> None:
     assert abs(value(bounds, "ELBO")[0] - ELBO) < critical_value() * value(bounds, "ELBO")[1]
 
 
+def test_a_reference_keeps_its_precision() -> None:
+    """Draws in float64 that float32 could not tell apart, in a model whose data are float64."""
+
+    def narrow(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(x.new_tensor(1e5), 1e-3))
+        pyro.sample("x", dist.Normal(z, 1e-3), obs=x)
+
+    def wide(x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(x.new_tensor(1e5), 0.8e-3))
+
+    x = torch.tensor(1e5, dtype=torch.float64)
+    draws = 1e5 + 1e-3 * 0.5**0.5 * torch.randn(4000, dtype=torch.float64)
+    bounds = evidence(narrow, wide, x, reference=tree(draws))
+    ratio = 0.8**2 / 0.5  # of the variances
+    assert bounds.jeffreys is not None
+    error = bounds.jeffreys.value - ((ratio + 1 / ratio) / 2 - 1)
+    assert abs(error) <= critical_value() * bounds.jeffreys.se
+
+
 def test_subsampling() -> None:
     def model(x: Tensor) -> None:
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))

@@ -1,4 +1,4 @@
-"""A full-rank guide of each posterior, fitted once for all tests."""
+"""A full-rank guide of each posterior, fitted once; and what the tests found, said at the end."""
 
 from collections.abc import Callable
 from functools import cache
@@ -9,6 +9,8 @@ import pytest
 
 from tests.posteriors.optimum import full_rank
 from tests.posteriors.registry import POSTERIORS
+
+FINDING = "finding"
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +23,24 @@ def fitted(shared: Path) -> Callable[[str], Any]:
         return full_rank(posterior.model, *posterior.arguments(shared), num_points=512)
 
     return fit
+
+
+@pytest.fixture
+def report(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Takes a line for the end of the run."""
+    return lambda line: record_property(FINDING, line)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    lines = [
+        line
+        for outcome in ("passed", "failed")
+        for test in terminalreporter.stats.get(outcome, [])
+        if "tests/posteriors/" in test.nodeid
+        for name, line in test.user_properties
+        if name == FINDING
+    ]
+    if lines:
+        terminalreporter.section("posteriors of posteriordb")
+        for line in lines:
+            terminalreporter.write_line(str(line))

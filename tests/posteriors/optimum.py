@@ -23,6 +23,8 @@ from pyro_elbo_lab.state import forget_namesakes, seeded
 Program = Callable[..., Any]
 
 NUM_STARTS = 8
+LARGEST_GRADIENT = 1e-4
+"""In nats for one sd of the guide: at its optimum."""
 
 
 def mean_field(model: Program, *args: Any, num_points: int = 4096, seed: int = 0) -> Any:
@@ -95,8 +97,9 @@ def _maximised(guide: Any, model: Program, args: tuple, num_points: int, seed: i
         return value.item(), (unit * flat).numpy()
 
     best = optimize.minimize(loss, np.zeros(len(start)), jac=True, method="BFGS")
-    loss(best.x)
-    guide.optimization = best
+    if not abs(best.jac).max() < LARGEST_GRADIENT:
+        raise RuntimeError(f"BFGS stopped at a gradient of {abs(best.jac).max():.2g} nats: {best}")
+    loss(best.x)  # leaves the best parameters in the guide
     return guide
 
 

@@ -55,7 +55,9 @@ def test_mean_field_has_the_precision_s_diagonal() -> None:
     [(eight_schools.model_centred, 0.87, 0.99), (eight_schools.model, 0.54, 0.63)],
     ids=["centred", "non-centred"],
 )
-def test_k_hat_of_eight_schools(model: Program, low: float, high: float) -> None:
+def test_k_hat_of_eight_schools(
+    report: Callable[[str], None], model: Program, low: float, high: float
+) -> None:
     """The mean-field optimum of Yao, Vehtari, Simpson and Gelman (2018), Yes, but did it work?
 
     Single values vary with the draws by 0.05 to 0.06 (sd), hence the mean of several.
@@ -67,7 +69,10 @@ def test_k_hat_of_eight_schools(model: Program, low: float, high: float) -> None
         pyro.set_rng_seed(seed)
         tree = from_guide(guide, model, *arguments, num_samples=NUM_DRAWS)
         k_hats.append(diagnose(tree["sample_stats"].dataset["log_weight"].values.ravel()).k_hat)
-    print(f"k-hat {np.mean(k_hats):.3f}, sd {np.std(k_hats):.3f}, of {REPETITIONS} repetitions")
+    report(
+        f"{model.__name__} of eight schools, mean-field optimum: k-hat {np.mean(k_hats):.3f} "
+        f"(mean of {REPETITIONS}, sd {np.std(k_hats):.3f})"
+    )
     assert low < np.mean(k_hats) < high
 
 
