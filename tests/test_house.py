@@ -54,6 +54,8 @@ STORY = [
     ["verdict"],
     ["comparison"],
     ["_style"],
+    ["_figure"],
+    ["plots_marginals", "plots_errors", "plots_pairs", "plots_weights", "plots_training"],
     ["plots"],
     ["_page"],
     ["_sections"],
