@@ -25,11 +25,16 @@ def farthest(comparison: Comparison, most: int) -> list[str]:
     return [str(name) for name in names]
 
 
-def entitle(figure: Figure, what: str, shown: int, total: int) -> None:
-    """Give the figure a title that says so where it shows a selection of the parameters."""
-    if shown < total:
-        what += f": the {shown} of {total} parameters farthest from the reference"
-    figure.suptitle(what, fontsize=10)
+def entitle(figure: Figure, what: str) -> None:
+    """Write a title at the left, where a narrow window shows it first."""
+    figure.suptitle(what, x=0.01, ha="left", fontsize=10)
+
+
+def selection(what: str, shown: int, total: int) -> str:
+    """A title that says so where a figure shows a selection of the parameters."""
+    if shown == total:
+        return what
+    return f"{what}: the {shown} of {total:,} parameters farthest from the reference"
 
 
 def panels(

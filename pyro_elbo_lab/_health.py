@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import arviz_stats
-import numpy as np
 import xarray as xr
+from arviz_stats.base import array_stats
 
 from pyro_elbo_lab._numbers import number
 
@@ -40,7 +39,7 @@ def _transitions(stats: xr.Dataset) -> Iterator[Line]:
         yield Line("divergent transitions", f"{diverging.sum():,} of {diverging.size:,}", "0")
     if "energy" in stats and stats.sizes["draw"] > 3:
         # The rate at which energy is explored: Betancourt 2016, arXiv 1604.00695.
-        smallest = float(np.min(arviz_stats.bfmi(stats["energy"].values)))
+        smallest = float(array_stats.bfmi(stats["energy"].transpose("chain", "draw").values).min())
         yield Line("smallest E-BFMI of a chain", number(smallest), "≥ 0.3")
     for name in ("acceptance_rate", "acceptance_prob"):
         if name in stats:

@@ -10,8 +10,8 @@ DASH = "\N{EN DASH}"
 def number(value: float, signed: bool = False, decimals: int = 2) -> str:
     """A number with so many decimals; an en dash where there is none.
 
-    >>> number(-0.001), number(0.5, signed=True), number(float("nan"))
-    ('0.00', '+0.50', '–')
+    >>> number(-0.001), number(0.5, signed=True), number(1234.5, decimals=0)
+    ('0.00', '+0.50', '1,234')
     """
     if math.isnan(value):
         return DASH
@@ -23,16 +23,18 @@ def number(value: float, signed: bool = False, decimals: int = 2) -> str:
 
 
 def with_error(value: float, error: float, signed: bool = False) -> str:
-    """A number ± its standard error, with so many decimals that the error has one that counts.
+    """A number ± its standard error, if known, with so many decimals that the error shows.
 
-    >>> with_error(-31.5867, 0.012)
-    '−31.587 <small>± 0.012</small>'
+    >>> with_error(31.5867, 0.0072)
+    '31.587 <small>± 0.007</small>'
     """
     decimals = 2
     if math.isfinite(error) and error > 0:
-        decimals = min(4, max(2, 1 - math.floor(math.log10(error))))
+        decimals = min(4, max(2, -math.floor(math.log10(error))))
     text = number(value, signed, decimals)
-    return text if math.isnan(value) else f"{text} <small>± {number(error, False, decimals)}</small>"
+    if math.isnan(error):
+        return text
+    return f"{text} <small>± {number(error, decimals=decimals)}</small>"
 
 
 def count(value: float) -> str:

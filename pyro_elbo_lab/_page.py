@@ -12,6 +12,8 @@ GENERATOR = '<meta name="generator" content="pyro_elbo_lab">'
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _ICONS = {"good": "\N{CHECK MARK}", "fair": "\N{ALMOST EQUAL TO}", "bad": "\N{MULTIPLICATION X}"}
 
+_PRINTED_ROWS = 40  # as in _page.css
+
 
 class Cell(NamedTuple):
     """Of a table: HTML, and what it is sorted by."""
@@ -114,6 +116,7 @@ def table(
     body = "\n".join(f"<tr>{''.join(_cells(row))}</tr>" for row in rows)
     label = escape(caption, quote=True)
     box = "scroll tall" if tall else "scroll"
+    box += " long" if len(rows) > _PRINTED_ROWS else ""
     return (
         f'<div class="{box}" tabindex="0" role="region" aria-label="{label}">'
         f'<table class="sortable">\n<caption>{escape(caption)}</caption>\n'

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
 
 WIDTH = 7.2
 """Of a figure, in inches: a printed page less its margins."""
@@ -67,3 +68,15 @@ def legend(figure: Figure, shown: Mapping[str, Mapping[str, Any]]) -> None:
     longest = max(map(len, shown))
     columns = max(1, min(len(shown), int(WIDTH / (0.5 + 0.06 * longest))))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def drawn(style: Mapping[str, Any]) -> dict[str, Any]:
+    """A style in terms of SVG: colour, the marker's outline within ±0.5, and dashes.
+
+    >>> drawn(REFERENCE)["color"], drawn(REFERENCE)["dashes"]
+    ('black', '')
+    """
+    marker = MarkerStyle(style["marker"])
+    (outline, *_) = marker.get_path().transformed(marker.get_transform()).to_polygons()
+    dashes = "" if style["linestyle"] == "-" else " ".join(map(str, style["linestyle"][1]))
+    return {"color": style["color"], "outline": outline, "dashes": dashes}

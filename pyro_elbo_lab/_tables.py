@@ -1,6 +1,6 @@
 """The tables of a report, of whatever numbers a comparison has."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -26,7 +26,7 @@ class Column:
         key: its name in the comparison.
         brackets: the name of a number to show in brackets.
         agreement: the value that perfect agreement has; what is farther from it than noise
-            explains is bold.
+            explains, the column ``{key}_floor`` included, is bold.
         signed: whether positive numbers carry a sign.
         counts: whether the numbers are whole.
     """
@@ -44,15 +44,12 @@ class Column:
         if np.isnan(value) or self.counts:
             return Cell(count(value), value)
         error = next((float(row[k]) for k in self._error_keys if k in row), np.nan)
-        beside = float(row[self.brackets]) if self.brackets in row else np.nan
-        if np.isnan(error):
-            text = number(value, self.signed)
-        else:
-            text = with_error(value, error, self.signed)
-        if self._stands_out(value, error, beside):
-            text = f"<b>{text}</b>"
-        if not np.isnan(beside):
-            text += f" <small>({number(beside)})</small>"
+        text = with_error(value, error, self.signed)
+        if self._stands_out(value, error, float(row.get(f"{self.key}_floor", np.nan))):
+            shown, *rest = text.split(" ", 1)
+            text = " ".join([f"<b>{shown}</b>", *rest])
+        if self.brackets in row:
+            text += f" <small>({number(float(row[self.brackets]))})</small>"
         return Cell(text, value)
 
     @property
@@ -91,14 +88,12 @@ COST = (
     Column("gradient evaluations", "gradient_evaluations", counts=True),
 )
 _PARAMETERS = (
-    Column("mean error", "mean_error", brackets="mean_error_floor", agreement=0.0, signed=True),
-    Column("sd ratio", "sd_ratio", brackets="sd_ratio_floor", agreement=1.0),
-    Column("Wasserstein", "wasserstein", brackets="wasserstein_floor", agreement=0.0),
-    Column("90 % coverage", "coverage", brackets="coverage_floor", agreement=0.9),
-    Column("tail ratio", "tail_ratio", brackets="tail_ratio_floor", agreement=1.0),
-    Column(
-        "correlation error", "correlation_error", brackets="correlation_error_floor", agreement=0.0
-    ),
+    Column("mean error", "mean_error", agreement=0.0, signed=True),
+    Column("sd ratio", "sd_ratio", agreement=1.0),
+    Column("Wasserstein", "wasserstein", agreement=0.0),
+    Column("90 % coverage", "coverage", agreement=0.9),
+    Column("tail ratio", "tail_ratio", agreement=1.0),
+    Column("correlation error", "correlation_error", agreement=0.0),
 )
 
 
@@ -107,7 +102,6 @@ def summary(
     columns: Sequence[Column],
     rows: Mapping[str, Mapping[str, Any]],
     swatches: Mapping[str, str],
-    kinds: Mapping[str, str] | None = None,
 ) -> str:
     """Return a table with a row for each name, of those columns in which some row has a number."""
     shown = [
@@ -117,16 +111,14 @@ def summary(
     ]
     if not shown:
         return ""
-    header = ["", *(["verdict"] if kinds else []), *(column.label for column in shown)]
+    header = ["approximation", *(column.label for column in shown)]
     cells = [
         [
             Cell(swatches.get(name, "") + escape(name), name),
-            *([Cell(escape(kinds[name]), kinds[name])] if kinds else []),
             *(column.cell(row) for column in shown),
         ]
         for name, row in rows.items()
     ]
-    header[0] = "approximation"
     return _page.table(caption, header, cells)
 
 
@@ -161,12 +153,3 @@ def _farthest(table: pd.DataFrame, most: int) -> pd.DataFrame:
 def rows_of(table: pd.DataFrame) -> dict[str, Mapping[str, Any]]:
     """The rows of a comparison's summary by name."""
     return {str(name): row for name, row in table.iterrows()}
-
-
-def lines(entries: Iterable[tuple[str, str, float | str, str]], caption: str) -> str:
-    """Return a table of quantities: what, its value as text, to sort by, and what is good."""
-    rows = [
-        [Cell(escape(what), what), Cell(text, key), Cell(escape(good), good)]
-        for what, text, key, good in entries
-    ]
-    return _page.table(caption, ["quantity", "value", "good if"], rows)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from pyro_elbo_lab import _style
-from pyro_elbo_lab._figure import mark, panels, shortened, wrapped
+from pyro_elbo_lab._figure import entitle, mark, panels, shortened, wrapped
 from pyro_elbo_lab.comparison import Comparison
 from pyro_elbo_lab.verdict import TOLERANCE
 
@@ -51,7 +51,7 @@ def plot_errors(comparison: Comparison) -> Figure:
             row = dataset.sel(approximation=name).dropna("parameter", subset=["mean_error"])
             _draw_panel(axes, row, styles[name])
             axes.set_title("\n".join([*wrapped(name, count), *_findings(row)]))
-        figure.suptitle("Every parameter: error of its mean against its sd ratio", fontsize=10)
+        entitle(figure, "Every parameter: error of its mean against its sd ratio")
         figure.supxlabel("error of the mean (reference sd)", fontsize=9)
         figure.supylabel(
             "too narrow \N{LEFTWARDS ARROW} sd ratio \N{RIGHTWARDS ARROW} too wide", fontsize=9

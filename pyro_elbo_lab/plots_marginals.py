@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pyro_elbo_lab import _style
-from pyro_elbo_lab._figure import entitle, farthest, mark, panels, window
+from pyro_elbo_lab._figure import entitle, farthest, mark, panels, selection, window
 from pyro_elbo_lab.comparison import Comparison
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -55,7 +55,7 @@ def plot_forest(comparison: Comparison, max_parameters: int = 12) -> Figure:
         axes.set_xlabel("(value \N{MINUS SIGN} reference mean) / reference sd")
         _compress(axes)
         total = comparison.dataset.sizes["parameter"]
-        entitle(figure, "Medians, 50 % and 90 % intervals", len(parameters), total)
+        entitle(figure, selection("Medians, 50 % and 90 % intervals", len(parameters), total))
         _style.legend(
             figure, {n: {**style, **_MEDIAN, "linestyle": "-"} for n, style in styles.items()}
         )
@@ -104,7 +104,7 @@ def plot_densities(comparison: Comparison, max_parameters: int = 12) -> Figure:
             _draw_densities(axes, comparison.draws(parameter), styles)
             axes.set_title(parameter)
         total = comparison.dataset.sizes["parameter"]
-        entitle(figure, "Marginal posterior densities", len(parameters), total)
+        entitle(figure, selection("Marginal posterior densities", len(parameters), total))
         _style.legend(figure, {name: {**style, "marker": ""} for name, style in styles.items()})
     return figure
 
@@ -156,5 +156,5 @@ def _density(draws: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np
     inside = draws[(low <= draws) & (draws <= high)]
     if inside.size < 10:
         return np.array([low, high]), np.zeros(2)
-    grid, density, _ = array_stats.kde(inside)
+    grid, density, _ = array_stats.kde(inside, grid_len=256)
     return grid, density * (inside.size / draws.size)

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from pyro_elbo_lab import _style
-from pyro_elbo_lab._figure import farthest, panels, shortened, window, wrapped
+from pyro_elbo_lab._figure import entitle, farthest, panels, shortened, window, wrapped
 from pyro_elbo_lab.comparison import Comparison
 
 _CANDIDATES = 100
@@ -74,7 +74,7 @@ def plot_pairs(comparison: Comparison) -> Figure:
         what = "The pair of parameters whose correlation r is most wrong"
         if total > _CANDIDATES:
             what += f", among the {_CANDIDATES} of {total:,} farthest from the reference"
-        figure.suptitle("\n".join(textwrap.wrap(what, 90)), fontsize=10)
+        entitle(figure, "\n".join(textwrap.wrap(what, 90)))
         _explain(figure)
     return figure
 

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_elbo_lab import _style
+from pyro_elbo_lab._figure import entitle
 from pyro_elbo_lab.comparison import Comparison
 
 
@@ -65,6 +66,6 @@ def plot_training(comparison: Comparison, losses: Mapping[str, np.ndarray]) -> F
             axes.set_ylim(low - margin, high + margin)
         axes.set_xlabel("training step")
         axes.set_ylabel("objective (nats)")
-        figure.suptitle("Training: running mean of the maximised objective", fontsize=10)
+        entitle(figure, "Training: running mean of the maximised objective")
         _style.legend(figure, {name: {**styles[name], "marker": ""} for name in losses})
     return figure

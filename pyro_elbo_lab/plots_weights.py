@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_elbo_lab import _style
+from pyro_elbo_lab._figure import entitle
 from pyro_elbo_lab.comparison import Comparison
 
 _RANGE = (-0.25, 1.5)
@@ -56,7 +57,7 @@ def plot_k_hat(comparison: Comparison, cells: Mapping[str, np.ndarray] | None = 
         axes.set_xlim(_RANGE)
         axes.set_xlabel("k-hat (tail shape of the importance weights)")
         axes.spines["left"].set_visible(False)
-        figure.suptitle("Importance weights: reliable in the shaded part", fontsize=10)
+        entitle(figure, "Importance weights: reliable in the shaded part")
     return figure
 
 

@@ -6,7 +6,6 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,12 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from pyro_elbo_lab import _page, plots
-from pyro_elbo_lab._sections import sections
+from pyro_elbo_lab import _page, _sections
+from pyro_elbo_lab._illustrations import Illustration, draw
 from pyro_elbo_lab.comparison import Comparison
 
 _SUFFIXES = {".html", ".svg", ".png", ".nc", ".csv"}
+_DPI = 200
 
 
 def write_report(
@@ -62,13 +62,10 @@ def write_report(
         comparison.save(folder)
         for name, tree in _files(comparison).items():
             tree.to_netcdf(folder / name, engine="h5netcdf")
-        figures = _write_figures(comparison, losses or {}, folder)
+        illustrations = _write_figures(comparison, losses or {}, folder)
         beside = sorted(file.name for file in folder.iterdir())
-        parts = sections(comparison, figures, dict(info or {}), beside)
-        title = "Approximations of a posterior beside a reference"
-        if info and "model" in info:
-            title = f"{info['model']}: {title[0].lower()}{title[1:]}"
-        html = _page.page(title, [f"<h1>{escape(title)}</h1>", *parts])
+        parts = _sections.sections(comparison, illustrations, info or {}, beside)
+        html = _page.page(_sections.title(info or {}), _sections.lede(comparison), parts)
         (folder / "index.html").write_text(html, encoding="utf-8")
     return Path(path) / "index.html"
 
@@ -132,21 +129,20 @@ def _files(comparison: Comparison) -> dict[str, xr.DataTree]:
 
 def _write_figures(
     comparison: Comparison, losses: Mapping[str, np.ndarray], folder: Path
-) -> dict[str, bytes]:
-    """Write each figure as SVG and PNG, and return the SVGs by name."""
-    figures = {
-        "forest": plots.plot_forest(comparison),
-        "densities": plots.plot_densities(comparison),
+) -> dict[str, Illustration]:
+    """Write each figure as SVG and PNG, and return them by name for the page."""
+    return {
+        name: Illustration(
+            _write_figure(figure, folder / name), figure.get_suptitle(), alt, caption
+        )
+        for name, figure, alt, caption in draw(comparison, losses)
     }
-    if losses:
-        figures["training"] = plots.plot_training(comparison, losses)
-    return {name: _write_figure(figure, folder / name) for name, figure in figures.items()}
 
 
 def _write_figure(figure: Figure, stem: Path) -> bytes:
     svg = io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None})
+    figure.savefig(svg, format="svg", dpi=_DPI, metadata={"Date": None})
     stem.with_suffix(".svg").write_bytes(svg.getvalue())
-    figure.savefig(stem.with_suffix(".png"), dpi=200)
+    figure.savefig(stem.with_suffix(".png"), dpi=_DPI)
     plt.close(figure)
     return svg.getvalue()
