@@ -51,11 +51,15 @@ def run(options: argparse.Namespace, command: str) -> None:
     fits, approximations = {}, {}
     for i, (name, (guide, objective)) in enumerate(combinations.items(), 1):
         say(f"fitting {name} ({i} of {len(combinations)})")
-        fits[name], approximations[name] = approximate(file, guide, objective, options)
+        done, tree = approximate(file, guide, objective, options)
+        evaluations = done.num_steps * objective.num_particles
+        tree.attrs |= {"seconds": done.seconds, "gradient_evaluations": evaluations}
+        fits[name], approximations[name] = done, tree
+    losses = {name: done.losses for name, done in fits.items()}
     say(f"running NUTS: {options.chains} chains of {options.warmup} + {options.draws} draws")
     reference = reference_of(file, options)
     with blaming(file.path, "the comparison failed"):
-        comparison = compare(approximations, reference)
+        comparison = compare(approximations, reference, losses=losses)
     print(comparison.summary[_PRINTED].to_string(float_format="%.2f", na_rep="-"), end="\n\n")
     for name, sentence in comparison.verdicts.items():
         print(f"{name}: {sentence}")
@@ -65,12 +69,10 @@ def run(options: argparse.Namespace, command: str) -> None:
         "model": file.path.stem,
         "command": command,
         "seed": options.seed,
-        "training": f"{options.steps} steps; "
-        + ", ".join(f"{name}: {done.seconds:.1f} s" for name, done in fits.items()),
+        "training": f"{options.steps} steps of each fit",
         "draws": f"{options.num_samples} from each guide",
     }
     matplotlib.use("Agg")
-    losses = {name: done.losses for name, done in fits.items()}
     try:
         page = write_report(comparison, options.out, losses=losses, info=info)
     except OSError as error:

@@ -23,18 +23,13 @@ def number(value: float, signed: bool = False, decimals: int = 2) -> str:
 
 
 def with_error(value: float, error: float, signed: bool = False) -> str:
-    """A number ± its standard error, if known, with so many decimals that the error shows.
+    """A number ± its standard error, if that is known.
 
-    >>> with_error(31.5867, 0.0072)
-    '31.587 <small>± 0.007</small>'
+    >>> with_error(31.5867, 0.012)
+    '31.59 <small>± 0.01</small>'
     """
-    decimals = 2
-    if math.isfinite(error) and error > 0:
-        decimals = min(4, max(2, -math.floor(math.log10(error))))
-    text = number(value, signed, decimals)
-    if math.isnan(error):
-        return text
-    return f"{text} <small>± {number(error, decimals=decimals)}</small>"
+    text = number(value, signed)
+    return text if math.isnan(error) else f"{text} <small>± {number(error)}</small>"
 
 
 def count(value: float) -> str:

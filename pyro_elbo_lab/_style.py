@@ -34,25 +34,34 @@ PRINT: dict[Any, Any] = {
 }
 """Settings of matplotlib, for `plt.rc_context`."""
 
-_MARKERS = ("o", "s", "^", "D", "v", "P")
-_LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)), (0, (3, 1)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_LINES = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (1.5, 1)),
+    (0, (5, 1, 1, 1)),
+    (0, (8, 2)),
+    (0, (3, 1)),
+    (0, (8, 1.5, 1.5, 1.5, 1.5, 1.5)),
+    (0, (1.5, 2.5)),
+)
 
 
 def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Colour, marker and line style by name, those of "reference" first.
 
-    The seventh name starts again with other markers and lines.
+    From the seventh name on colours return, from the ninth on markers and lines; no two of 24 names
+    have both in common.
 
     >>> list(styles(["mean-field"]))
     ['reference', 'mean-field']
     """
     found: dict[str, dict[str, Any]] = {"reference": REFERENCE}
     for i, name in enumerate(names):
-        turn = i + i // len(COLORS)
         found[name] = {
             "color": COLORS[i % len(COLORS)],
-            "marker": _MARKERS[turn % len(_MARKERS)],
-            "linestyle": _LINES[turn % len(_LINES)],
+            "marker": _MARKERS[i % len(_MARKERS)],
+            "linestyle": _LINES[i % len(_LINES)],
         }
     return found
 
