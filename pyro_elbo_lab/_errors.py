@@ -22,6 +22,9 @@ TOO_NOISY = 0.25
 FALSE_ALARM_RATE = 0.01
 """Probability that noise alone makes any of the parameters of one approximation look wrong."""
 
+_UNSTABLE = 0.5
+"""Relative noise of an sd beyond which a few draws dominate it, as they do without a variance."""
+
 _TESTS = 5
 """Of each parameter: mean, sd, distance, tails, correlation."""
 
@@ -67,20 +70,20 @@ class Errors:
 
     @property
     def narrow(self) -> Mask:
-        return (self.columns["sd_ratio"] < 1 - TOLERANCE - self.slack("sd_ratio")) & ~self.tails
+        return self._sd_off & (self.columns["sd_ratio"] < 1) & ~self.tails
 
     @property
     def wide(self) -> Mask:
-        return (self.columns["sd_ratio"] > 1 + TOLERANCE + self.slack("sd_ratio")) & ~self.tails
+        return self._sd_off & (self.columns["sd_ratio"] > 1) & ~self.tails
 
     @property
     def tails(self) -> Mask:
-        """Tails whose width is off by more, as a factor squared, than that of the middle half."""
+        """Where tails or sd are off, and the tails twice as much, in logarithms, as the middle."""
         if not self.has_shapes:
             return np.zeros(self.parameter.size, bool)
         tail, middle = self.columns["tail_ratio"], self.columns["middle_ratio"]
         off = np.abs(tail - 1) > TAIL_TOLERANCE + self.slack("tail_ratio")
-        return off & (_log_error(tail) > 2 * _log_error(middle))
+        return (off | self._sd_off) & (_log_error(tail) > 2 * _log_error(middle))
 
     @property
     def light(self) -> Mask:
@@ -156,6 +159,13 @@ class Errors:
             f"{self.parameter[worst]}) and sd ratios from {sd_ratio.min():.2f} to "
             f"{sd_ratio.max():.2f}"
         )
+
+    @property
+    def _sd_off(self) -> Mask:
+        """Not where an sd rests on so few draws that its own error is not known."""
+        ratio, slack = self.columns["sd_ratio"], self.slack("sd_ratio")
+        known = slack <= _UNSTABLE * np.maximum(ratio, np.finfo(float).tiny)
+        return (np.abs(ratio - 1) > TOLERANCE + slack) & (known | (ratio == 0))
 
     def _worst(self, kind: str, mask: Mask) -> str:
         column, text = _WORST[kind]
