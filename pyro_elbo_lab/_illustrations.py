@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from pyro_elbo_lab import plots
 from pyro_elbo_lab.comparison import Comparison
+from pyro_elbo_lab.plots_evidence import Sandwich
 from pyro_elbo_lab.plots_marginals import row_height
 
 _PAGE = 8.4
@@ -25,7 +26,10 @@ class Illustration:
 
 
 def draw(
-    comparison: Comparison, losses: Mapping[str, np.ndarray]
+    comparison: Comparison,
+    losses: Mapping[str, np.ndarray],
+    evidence: Mapping[str, Sandwich],
+    calibration: Figure | None,
 ) -> Iterator[tuple[str, Figure, str, str]]:
     """Name, figure, alternative text and caption of each figure that the comparison allows."""
     figure = plots.plot_errors(comparison)
@@ -42,6 +46,12 @@ def draw(
         yield "pairs", figure, f"Two clouds of draws in each plot. {_titles(figure)}", _PAIRS
     if comparison.dataset["k_hat"].notnull().any():
         yield "k-hat", plots.plot_k_hat(comparison), _k_hats(comparison), _K_HAT
+    if evidence:
+        alt = f"Lower and upper bounds of the log evidence from {', '.join(evidence)}."
+        yield "evidence", plots.plot_evidence_bounds(comparison, evidence), alt, _EVIDENCE
+    if calibration is not None:
+        alt = "Ranks of parameters drawn from the prior among draws of their approximations."
+        yield "calibration", calibration, alt, _CALIBRATION
     if losses:
         alt = f"Line plot of the objective against the training step: {', '.join(losses)}."
         yield "training", plots.plot_training(comparison, losses), alt, _TRAINING
@@ -85,6 +95,15 @@ _K_HAT = (
     "Left of its threshold the importance weights of an approximation can be trusted, and with "
     "them its evidence estimate and a correction by weighting; right of it they cannot. The "
     "threshold grows with the number of draws, up to 0.7."
+)
+_EVIDENCE = (
+    "The log evidence lies between the two ends of every bar, up to two standard errors (thin "
+    "lines). Grey: what is left when all bars are taken together. A short bar means a guide close "
+    "to the posterior."
+)
+_CALIBRATION = (
+    "Where a line leaves its band, the approximation's posterior probabilities are not met by the "
+    "frequencies of simulated data."
 )
 _TRAINING = (
     "A curve that still climbs at the end needs more steps. Objectives of different kinds are "

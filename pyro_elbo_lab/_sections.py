@@ -16,6 +16,7 @@ from pyro_elbo_lab._numbers import number, plain
 from pyro_elbo_lab._page import Cell, Section
 from pyro_elbo_lab._tables import Column
 from pyro_elbo_lab.comparison import Comparison
+from pyro_elbo_lab.plots_evidence import Sandwich
 
 _PACKAGES = ("pyro_elbo_lab", "pyro-ppl", "torch", "nutpie", "arviz", "xarray", "numpy")
 _TONES = {
@@ -69,6 +70,7 @@ def _plural(count: int, noun: str) -> str:
 def sections(
     comparison: Comparison,
     illustrations: Mapping[str, Illustration],
+    evidence: Mapping[str, Sandwich],
     info: Mapping[str, Any],
     beside: list[str],
 ) -> Iterator[Section]:
@@ -95,6 +97,9 @@ def sections(
     joint = table("Distances between joint distributions", _tables.JOINT)
     yield _page.section("Joint distribution", *shown("pairs"), *keyed(joint, _JOINT_KEY))
     yield _page.section("Importance weights", *shown("k-hat"))
+    bounds = _tables.evidence(evidence, swatches)
+    yield _page.section("Evidence", *shown("evidence"), *keyed(bounds, _EVIDENCE_KEY))
+    yield _page.section("Calibration", *shown("calibration"))
     yield _page.section(
         "Parameter by parameter",
         _page.paragraph(_PARAMETERS_KEY, "soft"),
@@ -116,6 +121,10 @@ _SUMMARY_KEY = (
     "k-hat allows it. Mean error and Wasserstein distance in reference sds and the correlation "
     "error, largest over all parameters; sd ratio: sd of the approximation over that of the "
     "reference."
+)
+_EVIDENCE_KEY = (
+    "± standard error. A lower bound above an upper bound by more than their errors means that one "
+    "of them is wrong. evidence.csv has all bounds, with the reasons to believe them or not."
 )
 _PARAMETERS_KEY = (
     "Mean error and Wasserstein distance in reference sds; sd ratio: the approximation's sd over "

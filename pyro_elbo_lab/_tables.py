@@ -12,6 +12,7 @@ from pyro_elbo_lab import _page
 from pyro_elbo_lab._numbers import count, number, with_error
 from pyro_elbo_lab._page import Cell
 from pyro_elbo_lab.comparison import Comparison
+from pyro_elbo_lab.plots_evidence import Sandwich
 
 _ROWS = 120
 _FEWEST_ROWS = 10
@@ -120,6 +121,25 @@ def summary(
         for name, row in rows.items()
     ]
     return _page.table(caption, header, cells)
+
+
+def evidence(bounds: Mapping[str, Sandwich], swatches: Mapping[str, str]) -> str:
+    """The best believable bounds of each approximation, and how far they are apart."""
+    columns = (
+        Column("lower bound", "lower"),
+        Column("upper bound", "upper"),
+        Column("width", "width"),
+    )
+    rows = {name: _row_of(found) for name, found in bounds.items()}
+    return summary("Best believable bounds of the log evidence, in nats", columns, rows, swatches)
+
+
+def _row_of(bounds: Sandwich) -> dict[str, float]:
+    row = {"lower": np.nan, "upper": np.nan}
+    for side, bound in (("lower", bounds.lower), ("upper", bounds.upper)):
+        if bound is not None:
+            row |= {side: bound.value, f"{side}_se": bound.se}
+    return row | {"width": row["upper"] - row["lower"]}
 
 
 def parameters(comparison: Comparison, swatches: Mapping[str, str]) -> Iterator[str]:

@@ -49,6 +49,15 @@ def plot_training(comparison: Comparison, losses: Mapping[str, np.ndarray]) -> F
     Args:
         comparison: gives each approximation the style that it has in the other figures.
         losses: arrays of shape ``(num_steps,)`` by name of an approximation.
+
+    Example:
+        >>> from pyro_elbo_lab.comparison import compare
+        >>> from arviz_base import from_dict
+        >>> rng = np.random.default_rng(0)
+        >>> q, p = (from_dict({"posterior": {"mu": rng.normal(size=(2, 500))}}) for _ in range(2))
+        >>> figure = plot_training(compare({"q": q}, p), {"q": np.linspace(9.0, 3.0, 100)})
+        >>> figure.axes[0].get_ylabel()
+        'objective (nats)'
     """
     styles = _style.styles(comparison.approximations)
     with plt.rc_context(_style.PRINT):

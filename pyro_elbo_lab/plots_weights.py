@@ -91,5 +91,5 @@ def _beside(axes: Axes, y: int, text: str) -> None:
     """Write at the right end of a row, where nothing is drawn."""
     place: Any = ("axes fraction", "data")
     axes.annotate(
-        text, (1, y), xycoords=place, xytext=(10, 0), textcoords="offset points", va="center"
+        text, (1, y), xycoords=place, xytext=(14, 0), textcoords="offset points", va="center"
     )

@@ -4,13 +4,14 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
@@ -27,6 +28,8 @@ def write_report(
     path: str | Path,
     *,
     losses: Mapping[str, np.ndarray] | None = None,
+    evidence: Mapping[str, Any] | None = None,
+    calibration: Figure | None = None,
     info: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a comparison as a folder and return the path of its ``index.html``.
@@ -39,6 +42,9 @@ def write_report(
         comparison: what to report.
         path: folder to create. An earlier report in it is replaced.
         losses: training losses by approximation, arrays of shape ``(num_steps,)``.
+        evidence: bounds of log p(x) by approximation, as `EvidenceBounds`.
+        calibration: a figure of simulation-based calibration, which gets a section of its own; it
+            is closed.
         info: what a reader needs to repeat the work, such as model, command, seed; shown as it is
             at the end of the page. ``info["model"]`` also goes into the title.
 
@@ -62,9 +68,13 @@ def write_report(
         comparison.save(folder)
         for name, tree in _files(comparison).items():
             tree.to_netcdf(folder / name, engine="h5netcdf")
-        illustrations = _write_figures(comparison, losses or {}, folder)
+        drawn = draw(comparison, losses or {}, evidence or {}, calibration)
+        illustrations = _write_figures(drawn, folder)
+        if evidence:
+            tables = {name: bounds.table for name, bounds in evidence.items()}
+            pd.concat(tables, names=["approximation"]).to_csv(folder / "evidence.csv")
         beside = sorted(file.name for file in folder.iterdir())
-        parts = _sections.sections(comparison, illustrations, info or {}, beside)
+        parts = _sections.sections(comparison, illustrations, evidence or {}, info or {}, beside)
         html = _page.page(_sections.title(info or {}), _sections.lede(comparison), parts)
         (folder / "index.html").write_text(html, encoding="utf-8")
     return Path(path) / "index.html"
@@ -128,14 +138,14 @@ def _files(comparison: Comparison) -> dict[str, xr.DataTree]:
 
 
 def _write_figures(
-    comparison: Comparison, losses: Mapping[str, np.ndarray], folder: Path
+    figures: Iterable[tuple[str, Figure, str, str]], folder: Path
 ) -> dict[str, Illustration]:
     """Write each figure as SVG and PNG, and return them by name for the page."""
     return {
         name: Illustration(
             _write_figure(figure, folder / name), figure.get_suptitle(), alt, caption
         )
-        for name, figure, alt, caption in draw(comparison, losses)
+        for name, figure, alt, caption in figures
     }
 
 

@@ -71,7 +71,9 @@ def test_compare_end_to_end(write: Write, capfd: pytest.CaptureFixture[str]) -> 
     assert "fitting normal, analytic-kl (4 of 4)" in err and "Traceback" not in err
     page = Path("out/report/index.html").read_text(encoding="utf-8")
     assert f"elbo-lab compare my_model.py {' '.join(options)}" in page
+    assert "gradient evaluations" in page and 'id="training"' in page
     with xr.open_datatree("out/report/normal-analytic-kl.nc", engine="h5netcdf") as tree:
+        assert tree.attrs["gradient_evaluations"] == 50 * 10  # steps, particles unless said
         assert tree["posterior"].sizes["draw"] == 200
     with xr.open_datatree("out/report/reference.nc", engine="h5netcdf") as tree:
         assert dict(tree["posterior"].sizes) == {"chain": 2, "draw": 100}

@@ -58,6 +58,7 @@ STORY = [
     ["_style"],
     ["_figure"],
     ["plots_marginals", "plots_errors", "plots_pairs", "plots_weights", "plots_training"],
+    ["plots_evidence"],
     ["plots"],
     ["_numbers", "_page", "_illustrations"],
     ["_health", "_tables"],

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,6 +20,7 @@ from pyro_elbo_lab.comparison import Comparison, compare
 from pyro_elbo_lab.plots import (
     plot_densities,
     plot_errors,
+    plot_evidence_bounds,
     plot_forest,
     plot_k_hat,
     plot_pairs,
@@ -260,7 +262,7 @@ def test_pairs_shows_the_pair_that_is_most_wrong() -> None:
     assert {axes.get_xlabel(), axes.get_ylabel()} == {"theta[north]", "theta[south]"}
     draws = [comparison.draws(axes.get_xlabel()), comparison.draws(axes.get_ylabel())]
     ours, theirs = (
-        np.corrcoef(*(d[name] for d in draws))[0, 1] for name in ("mean-field", "reference")
+        np.corrcoef([d[name] for d in draws])[0, 1] for name in ("mean-field", "reference")
     )
     expected = f"r = {ours:.2f}, reference {theirs:.2f}".replace("-", "\N{MINUS SIGN}")
     assert axes.get_title() == f"mean-field\n{expected}"
@@ -322,3 +324,40 @@ def test_arrows_point_to_densities_beyond_the_panel() -> None:
     arrows = {m: line for line in axes.get_lines() if (m := line.get_marker()) in ("<", ">")}
     assert set(arrows) == {"<", ">"}
     assert arrows["<"].get_color() == _style.styles(trees)["left"]["color"]
+
+
+@dataclass(frozen=True)
+class Bound:
+    value: float
+    se: float = 0.1
+
+
+@dataclass(frozen=True)
+class Bounds:
+    lower: Bound | None
+    upper: Bound | None
+
+
+def test_evidence_shows_both_bounds_and_what_all_leave_open(comparison: Comparison) -> None:
+    evidence = {
+        NAMES[0]: Bounds(Bound(-3.0), Bound(-1.0)),
+        NAMES[1]: Bounds(Bound(-2.5), Bound(0.0)),
+        NAMES[2]: Bounds(Bound(-9.0), None),
+    }
+    figure = plot_evidence_bounds(comparison, evidence)
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == NAMES[:3]
+    (band,) = axes.patches
+    assert band.get_extents().transformed(axes.transData.inverted()).intervalx.tolist() == [
+        pytest.approx(-2.5),
+        pytest.approx(-1.0),
+    ]
+    drawn = [np.asarray(line.get_xdata(), float).tolist() for line in axes.get_lines()]
+    assert [-3.0, -1.0] in drawn and [-9.0] in drawn
+    assert len(visible_texts(figure)) > 5
+
+
+def test_evidence_without_upper_bounds_has_no_band(comparison: Comparison) -> None:
+    evidence = {NAMES[0]: Bounds(Bound(-3.0, float("nan")), None)}
+    (axes,) = plot_evidence_bounds(comparison, evidence).axes
+    assert not axes.patches

@@ -3,8 +3,11 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
@@ -208,6 +211,26 @@ def test_sampler_health_is_shown_as_far_as_known(tmp_path: Path) -> None:
         "tree depth": "mean 3.0, largest 3",
         "step size by chain": "0.125 to 0.75",
     }
+
+
+def test_evidence_and_calibration_have_sections(tmp_path: Path) -> None:
+    ladder = pd.DataFrame({"name": ["ELBO", "EUBO"], "value": [-3.5, -2.25]})
+    lower, upper = SimpleNamespace(value=-3.5, se=0.1), SimpleNamespace(value=-2.25, se=0.2)
+    bounds = {"q": SimpleNamespace(lower=lower, upper=upper, table=ladder)}
+    calibration, axes = plt.subplots()
+    axes.plot([0, 1])
+    calibration.suptitle("Ranks")
+    comparison = compare({"q": normal(1)}, standard_normal(0))
+    html = write_report(comparison, tmp_path, evidence=bounds, calibration=calibration).read_text()
+    header, rows = table_of(html, "Best believable bounds of the log evidence, in nats")
+    assert header == ["approximation", "lower bound", "upper bound", "width"]
+    texts = [text.replace("\N{MINUS SIGN}", "-") for text, _ in rows[0]]
+    assert texts == ["q", "-3.50 ± 0.10", "-2.25 ± 0.20", "1.25"]
+    assert {"evidence", "calibration"} <= {attrs["id"] for attrs in Page(html).all("h2")}
+    written = pd.read_csv(tmp_path / "evidence.csv")
+    assert written["approximation"].tolist() == ["q", "q"]
+    assert written["value"].tolist() == [-3.5, -2.25]
+    assert not plt.fignum_exists(calibration.number)
 
 
 def test_sections_without_numbers_are_left_out(tmp_path: Path) -> None:
