@@ -21,7 +21,7 @@ demo: $(INSTALLED)
 		--out report/
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 	@$(MAKE) --no-print-directory lint
 
 lint: $(INSTALLED)

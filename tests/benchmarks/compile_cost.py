@@ -1,10 +1,11 @@
-"""What compiling costs: seconds cold and warm, whole fits, steps to pay it back, memory.
+"""What compiling costs: seconds cold, new and warm, whole fits, steps to pay it back, memory.
 
 Run from the project's root: python -m tests.benchmarks.compile_cost [--quick] [--out FILE]
 
 Every fit has a process of its own, on one thread (the compilers may use all cores). Cold is the
 first one with an empty cache folder, as on a machine that has never compiled anything; warm is the
-next one with that folder. Imports are not timed. One particle, plain ELBO.
+next one with that folder; new is the first fit of the model with a folder that has seen another
+model. Imports are not timed. One particle, plain ELBO.
 """
 
 import argparse
@@ -26,6 +27,8 @@ SHORT = {"VAE": 1000}  # these steps take milliseconds: fewer, and the rest by t
 EAGER_STEPS = 300
 
 Costs = dict[str, float]
+
+_OURS = ("cold", "new", "warm")
 
 
 def measure(contender: str, model: str, num_steps: int, device: str) -> Costs:
@@ -90,19 +93,22 @@ def _memory() -> float:
 
 
 def compare(model: str, num_steps: int, device: str, with_numpyro: bool) -> dict[str, Costs]:
-    """The costs of a model's fits by contender: Pyro, ours cold, ours warm, NumPyro."""
+    """The costs of a model's fits by contender: Pyro, ours cold, new and warm, NumPyro."""
 
-    def run(contender: str, steps: int, **environment: str) -> Costs:
+    def run(contender: str, steps: int, model: str = model, **environment: str) -> Costs:
         say(f"{model}: {contender}, {steps} steps")
         options = ["--run", contender, model, str(steps), "--device", device]
         return in_process("compile_cost", *options, **environment)
 
     taken = min(num_steps, SHORT.get(model, num_steps))
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
-        found = {
-            "cold": run("ours", taken, TORCHINDUCTOR_CACHE_DIR=folder),
-            "warm": run("ours", taken, TORCHINDUCTOR_CACHE_DIR=folder),
-        }
+        for name in ("cold", "warm"):
+            found[name] = run("ours", taken, TORCHINDUCTOR_CACHE_DIR=folder)
+    with tempfile.TemporaryDirectory() as folder:
+        another = next(name for name in PROBLEMS if name != model)
+        run("ours", 1, another, TORCHINDUCTOR_CACHE_DIR=folder)
+        found["new"] = run("ours", taken, TORCHINDUCTOR_CACHE_DIR=folder)
     found["Pyro"] = run("Pyro", min(num_steps, EAGER_STEPS))
     if with_numpyro:
         found["NumPyro"] = run("NumPyro", taken)
@@ -111,11 +117,11 @@ def compare(model: str, num_steps: int, device: str, with_numpyro: bool) -> dict
 
 def compile_row(model: str, found: dict[str, Costs]) -> list[str]:
     """Seconds to compile, and the steps that pay them back."""
-    seconds = [cost(found, name, lambda c: c["compiling"]) for name in ("cold", "warm", "NumPyro")]
+    seconds = [cost(found, name, lambda c: c["compiling"]) for name in (*_OURS, "NumPyro")]
     saved = found["Pyro"]["step"] - found["warm"]["step"]
     steps = [
         cost(found, name, lambda c: c["compiling"] / saved if saved > 0 else math.inf)
-        for name in ("cold", "warm")
+        for name in _OURS
     ]
     return [model, *seconds, *steps]
 
@@ -126,15 +132,15 @@ def fit_row(model: str, found: dict[str, Costs], num_steps: int) -> list[str]:
     def whole(costs: Costs) -> float:
         return costs["compiling"] + num_steps * costs["step"]
 
-    seconds = [cost(found, name, whole) for name in ("Pyro", "cold", "warm", "NumPyro")]
+    seconds = [cost(found, name, whole) for name in ("Pyro", *_OURS, "NumPyro")]
     theirs = whole(found["NumPyro"]) if "NumPyro" in found else math.nan
-    ratios = [cost(found, name, lambda c: whole(c) / theirs) for name in ("cold", "warm")]
+    ratios = [cost(found, name, lambda c: whole(c) / theirs) for name in _OURS]
     return [model, *seconds, *ratios]
 
 
 def memory_row(model: str, found: dict[str, Costs]) -> list[str]:
     """MB that a fit adds."""
-    names = ("Pyro", "cold", "warm", "NumPyro")
+    names = ("Pyro", *_OURS, "NumPyro")
     return [model, *(cost(found, name, lambda c: c["memory"]) for name in names)]
 
 
@@ -159,22 +165,31 @@ def main() -> None:
     tables = [
         table(
             "Compiling",
-            ["model", "cold, s", "warm, s", "NumPyro, s", "pays back after: cold", "warm"],
+            [
+                "model",
+                *(f"{name}, s" for name in (*_OURS, "NumPyro")),
+                *(f"pays back: {name}" for name in _OURS),
+            ],
             [compile_row(model, costs) for model, costs in found.items()],
             f"{harness.machine(options.device)} One thread. A compiled fit, compilers included. "
-            "Cold is with an empty cache. Pays back: the steps after which a compiled fit has "
-            "overtaken one of Pyro's Trace_ELBO.",
+            "Cold is with an empty cache, new with one that has seen another model, warm with one "
+            "that has seen this one. Pays back: the steps after which a compiled fit has overtaken "
+            "one of Pyro's Trace_ELBO.",
         ),
         table(
             f"A fit of {num_steps} steps, compiling included",
-            ["model", "Pyro, s", "cold, s", "warm, s", "NumPyro, s", "cold / NumPyro", "warm"],
+            [
+                "model",
+                *(f"{name}, s" for name in ("Pyro", *_OURS, "NumPyro")),
+                *(f"{name} / NumPyro" for name in _OURS),
+            ],
             [fit_row(model, costs, num_steps) for model, costs in found.items()],
             f"Pyro's time is that of {EAGER_STEPS} steps, multiplied; the VAE's step is that of a "
             f"fit of {SHORT['VAE']}.",
         ),
         table(
             "Memory, MB",
-            ["model", "Pyro", "compiled fit, cold", "warm", "NumPyro"],
+            ["model", "Pyro", *(f"fit, {name}" for name in _OURS), "NumPyro"],
             [memory_row(model, costs) for model, costs in found.items()],
             "What a fit adds to the largest resident size of its process, imports not counted.",
         ),

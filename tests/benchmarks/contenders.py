@@ -22,6 +22,7 @@ LEARNING_RATE = 0.01
 
 PYRO, JIT = "Pyro Trace_ELBO", "Pyro JitTrace_ELBO"
 EAGER, COMPILED, FIT = "ours, eager", "compiled() in SVI", "compiled fit"
+FUSED = "compiled() in SVI, fused Adam"
 NUMPYRO = "NumPyro scan"
 
 
@@ -35,6 +36,7 @@ def contenders(
         by_pyro(problem, num_particles, device),
         by_svi(JIT, problem, jit, device),
         *of_objective(lambda: StandardELBO(**particles), problem, device),
+        by_svi(FUSED, problem, compiled(StandardELBO(**particles)), device, fused=True),
         *([by_scan(problem, num_particles)] if with_numpyro else []),
     ]
 
@@ -65,10 +67,12 @@ def by_pyro(problem: Problem, num_particles: int, device: str) -> Contender:
     return by_svi(PYRO, problem, Trace_ELBO(**_particles(num_particles)), device)
 
 
-def by_svi(name: str, problem: Problem, loss: ELBO, device: str) -> Contender:
-    """`pyro.infer.SVI`, step by step."""
+def by_svi(
+    name: str, problem: Problem, loss: ELBO, device: str, fused: bool | None = None
+) -> Contender:
+    """`pyro.infer.SVI`, step by step; `fused` is PyTorch's option of Adam, one kernel a step."""
     model, guide, args = programs(problem, device)
-    svi = SVI(model, guide, Adam({"lr": LEARNING_RATE}), loss=loss)
+    svi = SVI(model, guide, Adam({"lr": LEARNING_RATE, "fused": fused}), loss=loss)
 
     def take(num_steps: int) -> None:
         for _ in range(num_steps):

@@ -18,6 +18,7 @@ from tests.benchmarks.contenders import (
     COMPILED,
     EAGER,
     FIT,
+    FUSED,
     JIT,
     NUMPYRO,
     PYRO,
@@ -36,6 +37,7 @@ RATIOS = {
     "Pyro / compiled fit": (PYRO, FIT),
     "Pyro Jit / compiled fit": (JIT, FIT),
     "Pyro / compiled() in SVI": (PYRO, COMPILED),
+    "the same, fused Adam": (PYRO, FUSED),
     "Pyro / ours, eager": (PYRO, EAGER),
     "compiled fit / NumPyro": (FIT, NUMPYRO),
 }
@@ -57,7 +59,7 @@ OBJECTIVES: dict[str, tuple[Problem, Callable[[], ELBO]]] = {
 
 def steps_table(times: Mapping[tuple[str, int], Times], note: str) -> str:
     """Microseconds a step."""
-    names = [PYRO, JIT, EAGER, COMPILED, FIT, NUMPYRO]
+    names = [PYRO, JIT, EAGER, COMPILED, FUSED, FIT, NUMPYRO]
     rows = [
         [model, k, *(number(np.median(t[name])) if name in t else "-" for name in names)]
         for (model, k), t in times.items()
