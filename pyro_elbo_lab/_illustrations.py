@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from pyro_elbo_lab import plots
 from pyro_elbo_lab.comparison import Comparison
-from pyro_elbo_lab.plots_evidence import Sandwich
+from pyro_elbo_lab.plots_evidence import Sandwich, width
 from pyro_elbo_lab.plots_marginals import row_height
 
 _PAGE = 8.4
@@ -49,12 +49,21 @@ def draw(
     if evidence:
         alt = f"Lower and upper bounds of the log evidence from {', '.join(evidence)}."
         yield "evidence", plots.plot_evidence_bounds(comparison, evidence), alt, _EVIDENCE
+        name = _tightest(evidence)
+        alt = f"Lower and upper bounds against the number of draws of each, from {name}."
+        yield "ladder", evidence[name].plot(), alt, f"From {name}, the tightest. {_LADDER}"
     if calibration is not None:
         alt = "Ranks of parameters drawn from the prior among draws of their approximations."
         yield "calibration", calibration, alt, _CALIBRATION
     if losses:
         alt = f"Line plot of the objective against the training step: {', '.join(losses)}."
         yield "training", plots.plot_training(comparison, losses), alt, _TRAINING
+
+
+def _tightest(evidence: Mapping[str, Sandwich]) -> str:
+    """The approximation whose bounds are closest; the first where none has both."""
+    widths = {name: np.nan_to_num(width(found), nan=np.inf) for name, found in evidence.items()}
+    return min(widths, key=lambda name: widths[name])
 
 
 def _titles(figure: Figure) -> str:
@@ -100,6 +109,10 @@ _EVIDENCE = (
     "The log evidence lies between the two ends of every bar, up to two standard errors (thin "
     "lines). Grey: what is left when all bars are taken together. A short bar means a guide close "
     "to the posterior."
+)
+_LADDER = (
+    "Bounds close in on the log evidence from both sides as they use more draws; hollow ones are "
+    "not to be believed, for the reasons in evidence.csv."
 )
 _CALIBRATION = (
     "Where a line leaves its band, the approximation's posterior probabilities are not met by the "

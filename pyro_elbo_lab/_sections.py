@@ -98,7 +98,7 @@ def sections(
     yield _page.section("Joint distribution", *shown("pairs"), *keyed(joint, _JOINT_KEY))
     yield _page.section("Importance weights", *shown("k-hat"))
     bounds = _tables.evidence(evidence, swatches)
-    yield _page.section("Evidence", *shown("evidence"), *keyed(bounds, _EVIDENCE_KEY))
+    yield _page.section("Evidence", *shown("evidence", "ladder"), *keyed(bounds, _EVIDENCE_KEY))
     yield _page.section("Calibration", *shown("calibration"))
     yield _page.section(
         "Parameter by parameter",

@@ -12,7 +12,7 @@ from pyro_elbo_lab import _page
 from pyro_elbo_lab._numbers import count, number, with_error
 from pyro_elbo_lab._page import Cell
 from pyro_elbo_lab.comparison import Comparison
-from pyro_elbo_lab.plots_evidence import Sandwich
+from pyro_elbo_lab.plots_evidence import Sandwich, width
 
 _ROWS = 120
 _FEWEST_ROWS = 10
@@ -135,11 +135,11 @@ def evidence(bounds: Mapping[str, Sandwich], swatches: Mapping[str, str]) -> str
 
 
 def _row_of(bounds: Sandwich) -> dict[str, float]:
-    row = {"lower": np.nan, "upper": np.nan}
+    row = {"lower": np.nan, "upper": np.nan, "width": width(bounds)}
     for side, bound in (("lower", bounds.lower), ("upper", bounds.upper)):
         if bound is not None:
             row |= {side: bound.value, f"{side}_se": bound.se}
-    return row | {"width": row["upper"] - row["lower"]}
+    return row
 
 
 def parameters(comparison: Comparison, swatches: Mapping[str, str]) -> Iterator[str]:

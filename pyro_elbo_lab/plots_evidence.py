@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -27,12 +28,18 @@ class Bound(Protocol):
 
 
 class Sandwich(Protocol):
-    """The best believable bounds of log p(x) from below and above; None where there is none."""
+    """The best believable bounds of log p(x) from below and above, None where there is none.
+
+    ``table`` has all bounds, and ``plot`` draws them.
+    """
 
     @property
     def lower(self) -> Bound | None: ...
     @property
     def upper(self) -> Bound | None: ...
+    @property
+    def table(self) -> pd.DataFrame: ...
+    def plot(self) -> Figure: ...
 
 
 def plot_evidence_bounds(comparison: Comparison, evidence: Mapping[str, Sandwich]) -> Figure:
@@ -87,6 +94,13 @@ def common_bounds(evidence: Mapping[str, Sandwich]) -> tuple[Bound | None, Bound
         max(lower, key=lambda bound: bound.value, default=None),
         min(upper, key=lambda bound: bound.value, default=None),
     )
+
+
+def width(bounds: Sandwich) -> float:
+    """Of the interval between both bounds, in nats; NaN where one is missing."""
+    if bounds.lower is None or bounds.upper is None:
+        return float("nan")
+    return bounds.upper.value - bounds.lower.value
 
 
 def _draw_sandwich(axes: Axes, y: int, bounds: Sandwich, style: Mapping[str, Any]) -> None:

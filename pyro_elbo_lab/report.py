@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from pyro_elbo_lab import _page, _sections
 from pyro_elbo_lab._illustrations import Illustration, draw
 from pyro_elbo_lab.comparison import Comparison
+from pyro_elbo_lab.plots_evidence import Sandwich
 
 _SUFFIXES = {".html", ".svg", ".png", ".nc", ".csv"}
 _DPI = 200
@@ -28,7 +29,7 @@ def write_report(
     path: str | Path,
     *,
     losses: Mapping[str, np.ndarray] | None = None,
-    evidence: Mapping[str, Any] | None = None,
+    evidence: Mapping[str, Sandwich] | None = None,
     calibration: Figure | None = None,
     info: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -72,7 +73,7 @@ def write_report(
         illustrations = _write_figures(drawn, folder)
         if evidence:
             tables = {name: bounds.table for name, bounds in evidence.items()}
-            pd.concat(tables, names=["approximation"]).to_csv(folder / "evidence.csv")
+            pd.concat(tables, names=["approximation"]).droplevel(1).to_csv(folder / "evidence.csv")
         beside = sorted(file.name for file in folder.iterdir())
         parts = _sections.sections(comparison, illustrations, evidence or {}, info or {}, beside)
         html = _page.page(_sections.title(info or {}), _sections.lede(comparison), parts)

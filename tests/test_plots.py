@@ -2,10 +2,11 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from matplotlib.axes import Axes
@@ -336,6 +337,10 @@ class Bound:
 class Bounds:
     lower: Bound | None
     upper: Bound | None
+    table: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def plot(self) -> Figure:
+        raise NotImplementedError
 
 
 def test_evidence_shows_both_bounds_and_what_all_leave_open(comparison: Comparison) -> None:

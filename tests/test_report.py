@@ -4,6 +4,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -213,23 +214,29 @@ def test_sampler_health_is_shown_as_far_as_known(tmp_path: Path) -> None:
     }
 
 
+def sandwich(low: float, high: float) -> Any:
+    table = pd.DataFrame({"name": ["ELBO", "EUBO"], "value": [low, high]})
+    lower, upper = SimpleNamespace(value=low, se=0.1), SimpleNamespace(value=high, se=0.2)
+    return SimpleNamespace(lower=lower, upper=upper, table=table, plot=lambda: plt.subplots()[0])
+
+
 def test_evidence_and_calibration_have_sections(tmp_path: Path) -> None:
-    ladder = pd.DataFrame({"name": ["ELBO", "EUBO"], "value": [-3.5, -2.25]})
-    lower, upper = SimpleNamespace(value=-3.5, se=0.1), SimpleNamespace(value=-2.25, se=0.2)
-    bounds = {"q": SimpleNamespace(lower=lower, upper=upper, table=ladder)}
+    bounds = {"wide": sandwich(-9.0, -1.0), "tight": sandwich(-3.5, -2.25)}
     calibration, axes = plt.subplots()
     axes.plot([0, 1])
     calibration.suptitle("Ranks")
-    comparison = compare({"q": normal(1)}, standard_normal(0))
+    comparison = compare({"wide": normal(1), "tight": normal(2)}, standard_normal(0))
     html = write_report(comparison, tmp_path, evidence=bounds, calibration=calibration).read_text()
     header, rows = table_of(html, "Best believable bounds of the log evidence, in nats")
     assert header == ["approximation", "lower bound", "upper bound", "width"]
-    texts = [text.replace("\N{MINUS SIGN}", "-") for text, _ in rows[0]]
-    assert texts == ["q", "-3.50 ± 0.10", "-2.25 ± 0.20", "1.25"]
+    texts = [text.replace("\N{MINUS SIGN}", "-") for text, _ in rows[1]]
+    assert texts == ["tight", "-3.50 ± 0.10", "-2.25 ± 0.20", "1.25"]
+    assert "From tight, the tightest." in html
+    assert (tmp_path / "ladder.svg").exists()
     assert {"evidence", "calibration"} <= {attrs["id"] for attrs in Page(html).all("h2")}
     written = pd.read_csv(tmp_path / "evidence.csv")
-    assert written["approximation"].tolist() == ["q", "q"]
-    assert written["value"].tolist() == [-3.5, -2.25]
+    assert written["approximation"].tolist() == ["wide", "wide", "tight", "tight"]
+    assert written["value"].tolist() == [-9.0, -1.0, -3.5, -2.25]
     assert not plt.fignum_exists(calibration.number)
 
 
