@@ -107,8 +107,8 @@ _K_HAT = (
 )
 _EVIDENCE = (
     "The log evidence lies between the two ends of every bar, up to two standard errors (thin "
-    "lines). Grey: what is left when all bars are taken together. A short bar means a guide close "
-    "to the posterior."
+    "lines). Grey: what is left when all bars are taken together. A short bar tells little about the "
+    "guide itself, only that its importance weights pin the evidence down."
 )
 _LADDER = (
     "Bounds close in on the log evidence from both sides as they use more draws; hollow ones are "
