@@ -107,7 +107,7 @@ _K_HAT = (
 )
 _EVIDENCE = (
     "The log evidence lies between the two ends of every bar, up to two standard errors (thin "
-    "lines). Grey: what is left when all bars are taken together. A short bar tells little about the "
+    "lines). Grey: what is left when all bars are taken together. A short bar says little of the "
     "guide itself, only that its importance weights pin the evidence down."
 )
 _LADDER = (
