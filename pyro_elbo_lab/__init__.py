@@ -12,6 +12,7 @@ from pyro_elbo_lab.comparison import Comparison, compare
 from pyro_elbo_lab.compiled import compiled
 from pyro_elbo_lab.convert import from_guide
 from pyro_elbo_lab.divergences import ChiUpperBound, ForwardKL, ReweightedWakeSleep, TailAdaptive
+from pyro_elbo_lab.evidence import EvidenceBounds, evidence
 from pyro_elbo_lab.fit import Fit, default_optimizer, fit
 from pyro_elbo_lab.objective import Objective
 from pyro_elbo_lab.objectives import (
@@ -41,6 +42,7 @@ __all__ = [
     "ChiUpperBound",
     "CombinedImportanceWeighted",
     "Comparison",
+    "EvidenceBounds",
     "Fit",
     "ForwardKL",
     "ImportanceWeightedELBO",
@@ -56,6 +58,7 @@ __all__ = [
     "compiled",
     "cyclical_annealing",
     "default_optimizer",
+    "evidence",
     "fit",
     "from_guide",
     "linear_annealing",

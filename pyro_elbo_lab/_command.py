@@ -75,23 +75,31 @@ def approximate(
     pyro.clear_param_store()
     what = f"guide {guide_name!r} with objective {objective.spec!r} failed"
     with blaming(file.path, what), seeded(options.seed):
-        guide = _specs.guide(guide_name, file)
-        loss = _loss(file, guide, objective)
-        done = fit(
-            file.model,
-            guide,
-            *file.args,
-            objective=loss,
-            num_steps=options.steps,
-            seed=options.seed,
-            **file.kwargs,
-        )
-        if done.num_steps < options.steps:  # fit returns what it has when interrupted
-            raise KeyboardInterrupt
+        guide, done = fitted(file, guide_name, objective, options)
         tree = from_guide(
             guide, file.model, *file.args, num_samples=options.num_samples, **file.kwargs
         )
     return done, tree
+
+
+def fitted(
+    file: ModelFile, guide_name: str, objective: _specs.ObjectiveSpec, options: argparse.Namespace
+) -> tuple[Any, Fit]:
+    """A new guide, fitted."""
+    guide = _specs.guide(guide_name, file)
+    loss = _loss(file, guide, objective)
+    done = fit(
+        file.model,
+        guide,
+        *file.args,
+        objective=loss,
+        num_steps=options.steps,
+        seed=options.seed,
+        **file.kwargs,
+    )
+    if done.num_steps < options.steps:  # fit returns what it has when interrupted
+        raise KeyboardInterrupt
+    return guide, done
 
 
 def _loss(file: ModelFile, guide: Any, objective: _specs.ObjectiveSpec) -> pyro.infer.ELBO:

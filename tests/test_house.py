@@ -57,11 +57,13 @@ STORY = [
     ["_dataset", "_errors"],
     ["verdict"],
     ["comparison"],
+    ["_sandwich"],
+    ["evidence"],
     ["_style"],
     ["_figure"],
     ["plots_marginals", "plots_errors", "plots_pairs", "plots_weights", "plots_training"],
     ["plots_evidence"],
-    ["plots"],
+    ["plots", "evidence_plot"],
     ["_numbers", "_page", "_illustrations"],
     ["_health", "_tables"],
     ["_sections"],
@@ -69,13 +71,12 @@ STORY = [
     ["_model_file"],
     ["_specs"],
     ["_command"],
-    ["_compare_command"],
+    ["_compare_command", "_evidence_command"],
     ["cli"],
     ["__init__"],
 ]
-# The plot methods of a Comparison and a Fit import the plots, which need the Comparison, when they
-# are called.
-DEFERRED = {"comparison": {"plots"}, "fit": {"plots"}}
+# Plot methods import the plots, which need the class that has the method, when they are called.
+DEFERRED = {"comparison": {"plots"}, "evidence": {"evidence_plot"}, "fit": {"plots"}}
 RUN_MODELS_UNDER_POUTINE = {
     "structure",
     "particles",
