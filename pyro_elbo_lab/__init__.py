@@ -25,6 +25,15 @@ from pyro_elbo_lab.objectives import (
     StandardELBO,
     ThermodynamicELBO,
 )
+from pyro_elbo_lab.plots import (
+    plot_densities,
+    plot_errors,
+    plot_evidence_bounds,
+    plot_forest,
+    plot_k_hat,
+    plot_pairs,
+    plot_training,
+)
 from pyro_elbo_lab.reference import nuts
 from pyro_elbo_lab.report import write_report
 
@@ -57,6 +66,13 @@ __all__ = [
     "log_uniform_schedule",
     "nuts",
     "posteriordb",
+    "plot_densities",
+    "plot_errors",
+    "plot_evidence_bounds",
+    "plot_forest",
+    "plot_k_hat",
+    "plot_pairs",
+    "plot_training",
     "uniform_schedule",
     "write_report",
 ]

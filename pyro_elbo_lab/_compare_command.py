@@ -1,16 +1,21 @@
 """The command ``elbo-lab compare``."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib
+import pyro
+import xarray as xr
 
 from pyro_elbo_lab import _specs
 from pyro_elbo_lab._command import add_options, approximate, check_guide, say, unique
 from pyro_elbo_lab._command import reference as reference_of
-from pyro_elbo_lab._model_file import InputError, blaming, load
+from pyro_elbo_lab._model_file import InputError, ModelFile, blaming, load
 from pyro_elbo_lab.comparison import compare
+from pyro_elbo_lab.evidence import EvidenceBounds, evidence
 from pyro_elbo_lab.report import check_destination, write_report
+from pyro_elbo_lab.state import seeded
 
 _PRINTED = [
     "k_hat",
@@ -48,31 +53,43 @@ def run(options: argparse.Namespace, command: str) -> None:
     for guide in guides:
         check_guide(file, guide)
     combinations = {f"{g}, {o.spec}": (g, o) for g in guides for o in objectives}
-    fits, approximations = {}, {}
+    fits, approximations, parameters = {}, {}, {}
     for i, (name, (guide, objective)) in enumerate(combinations.items(), 1):
         say(f"fitting {name} ({i} of {len(combinations)})")
-        fits[name], approximations[name] = approximate(file, guide, objective, options)
+        with pyro.get_param_store().scope() as parameters[name]:
+            done, tree = approximate(file, guide, objective, options)
+        evaluations = done.num_steps * objective.num_particles
+        tree.attrs |= {"seconds": done.seconds, "gradient_evaluations": evaluations}
+        fits[name], approximations[name] = done, tree
+    losses = {name: done.losses for name, done in fits.items()}
     say(f"running NUTS: {options.chains} chains of {options.warmup} + {options.draws} draws")
     reference = reference_of(file, options)
     with blaming(file.path, "the comparison failed"):
-        comparison = compare(approximations, reference)
+        comparison = compare(approximations, reference, losses=losses)
+    say("bounding the evidence")
+    bounds = {
+        name: _evidence(file, done.guide, parameters[name], reference, options)
+        for name, done in fits.items()
+    }
     print(comparison.summary[_PRINTED].to_string(float_format="%.2f", na_rep="-"), end="\n\n")
     for name, sentence in comparison.verdicts.items():
         print(f"{name}: {sentence}")
+    for name, found in bounds.items():
+        if found is not None:
+            print(f"{name}: {found}")
     for note in comparison.notes:
         print(f"Note: {note}")
     info = {
         "model": file.path.stem,
         "command": command,
         "seed": options.seed,
-        "training": f"{options.steps} steps; "
-        + ", ".join(f"{name}: {done.seconds:.1f} s" for name, done in fits.items()),
+        "training": f"{options.steps} steps of each fit",
         "draws": f"{options.num_samples} from each guide",
     }
     matplotlib.use("Agg")
-    losses = {name: done.losses for name, done in fits.items()}
+    known = {name: found for name, found in bounds.items() if found is not None}
     try:
-        page = write_report(comparison, options.out, losses=losses, info=info)
+        page = write_report(comparison, options.out, losses=losses, evidence=known, info=info)
     except OSError as error:
         raise InputError(f"the report cannot be written: {error}") from error
     say(f"wrote {page}")
@@ -83,3 +100,26 @@ def _check_destination(path: str) -> None:
         check_destination(path)
     except FileExistsError as error:
         raise InputError(f"--out: {error}") from error
+
+
+def _evidence(
+    file: ModelFile,
+    guide: Callable[..., Any],
+    parameters: Any,
+    draws: xr.DataTree,
+    options: argparse.Namespace,
+) -> EvidenceBounds | None:
+    """Bounds from a fitted guide with its own parameters; None where it has no density."""
+    with pyro.get_param_store().scope(parameters), seeded(options.seed):
+        try:
+            return evidence(
+                file.model,
+                guide,
+                *file.args,
+                reference=draws,
+                num_samples=options.num_samples,
+                **file.kwargs,
+            )
+        except ValueError as error:
+            say(f"no bounds of the evidence: {error}")
+            return None

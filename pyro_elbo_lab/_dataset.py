@@ -1,167 +1,107 @@
 """Every number of a comparison as one xarray Dataset, computed block by block."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from pyro_elbo_lab import _draws
-from pyro_elbo_lab._distances import distances, is_constant, noise_floors, weighted_moments
-from pyro_elbo_lab._importance import ImportanceDiagnostics, diagnose
+from pyro_elbo_lab._blocks import Block, enumerated, varying_blocks
+from pyro_elbo_lab._correlations import governed_spread
+from pyro_elbo_lab._distances import Moments, noise_floors, standardised
+from pyro_elbo_lab._scalars import joint_draws, scalars
+from pyro_elbo_lab._side import Side, read
 
-DIAGNOSTICS = (
-    "k_hat",
-    "k_hat_threshold",
-    "elbo",
-    "elbo_se",
-    "log_evidence",
-    "log_evidence_se",
-    "weight_ess",
-)
+_AT_ONCE = 64
+"""Parameters worked on at once: few enough for the processor's cache. More are read at once."""
 
-_BLOCK = 256
-"""Scalar parameters worked on at once: bounds memory to a few hundred draws arrays."""
 
-_WEIGHTED = (
-    "mean_error_weighted",
-    "mean_error_weighted_mcse",
-    "sd_ratio_weighted",
-    "sd_ratio_weighted_mcse",
-)
+class Assembled(NamedTuple):
+    """What a Comparison holds.
+
+    ``dataset`` has all numbers over ``approximation`` and ``parameter``, NaN where an approximation
+    lacks a parameter; ``notes`` say what was left out; ``r_hat`` is the largest of the reference,
+    with its parameter, ``ess`` the smallest effective sample size.
+    """
+
+    dataset: xr.Dataset
+    notes: list[str]
+    r_hat: tuple[str, float]
+    ess: float
 
 
 def assemble(
-    approximations: Mapping[str, xr.DataTree], reference: xr.DataTree
-) -> tuple[xr.Dataset, dict[str, xr.Dataset], list[str]]:
-    """Compute what a Comparison holds.
-
-    Returns:
-        All numbers over ``approximation`` and ``parameter``, NaN where an approximation lacks a
-        parameter; the same by approximation, over its own parameters alone; and notes on what was
-        left out.
-    """
+    approximations: Mapping[str, xr.DataTree],
+    reference: xr.DataTree,
+    losses: Mapping[str, np.ndarray],
+) -> Assembled:
+    """Compute every number, reading the draws of one block of parameters at a time."""
     target = _draws.posterior(reference, "reference")
-    blocks, notes = _varying_blocks(target)
-    rows = {}
+    blocks, notes = varying_blocks(target)
+    sides = []
     for name, tree in approximations.items():
         draws = _draws.posterior(tree, name)
         notes += _notes_on_missing(name, draws, target)
-        rows[name] = _row(name, tree, draws, target, blocks)
-    return _joined(rows, target, blocks), rows, notes
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Some scalar elements of one variable: flat indices and labels, equally many."""
-
-    variable: str
-    index: np.ndarray
-    labels: list[str]
-
-
-def _varying_blocks(target: xr.Dataset) -> tuple[list[_Block], list[str]]:
-    """Split the parameters that vary in the reference into blocks, and note those that do not."""
-    blocks, constant = [], []
-    for variable, array in target.data_vars.items():
-        labels = np.array(_draws.labels(array), dtype=object)
-        _check_unique(labels)
-        eps = np.finfo(array.dtype).eps if array.dtype.kind == "f" else 0.0
-        for start in range(0, len(labels), _BLOCK):
-            index = np.arange(start, min(start + _BLOCK, len(labels)))
-            fixed = is_constant(_draws.elements(array, index), float(eps))
-            constant += labels[index[fixed]].tolist()
-            if not fixed.all():
-                index = index[~fixed]
-                blocks.append(_Block(str(variable), index, labels[index].tolist()))
-    if not constant:
-        return blocks, []
-    return blocks, [f"not compared, constant in the reference: {_enumerated(constant)}"]
-
-
-def _check_unique(labels: np.ndarray) -> None:
-    names, counts = np.unique(labels.astype(str), return_counts=True)
-    if counts.max(initial=0) > 1:
-        raise ValueError(
-            "the reference has several parameters of the same name, "
-            f"{_enumerated(names[counts > 1].tolist())}: coordinate values must be unique"
-        )
-
-
-def _joined(rows: Mapping[str, xr.Dataset], target: xr.Dataset, blocks: list[_Block]) -> xr.Dataset:
-    """Stack the rows of all approximations over the parameters that any of them has."""
-    compared = [block for block in blocks if any(_has(row, block) for row in rows.values())]
-    floors = [
-        _over_parameters(noise_floors(_draws.elements(target[b.variable], b.index)), b)
-        for b in compared
-    ]
-    joined = xr.concat(floors, "parameter").assign_coords(
-        variable=("parameter", [b.variable for b in compared for _ in b.labels]),
-        element=("parameter", np.concatenate([b.index for b in compared])),
-    )
+        sides.append(Side.of(name, tree, draws, target, blocks))
+    compared = [b for b in blocks if any(b.variable in side.draws for side in sides)]
+    own = [_compare(block, sides, target) for block in compared]
+    joined = xr.concat(own, "parameter")
+    rows = [_row(side, reference, losses.get(side.name)) for side in sides]
     stacked = xr.concat(
-        [row.reindex(parameter=joined["parameter"]) for row in rows.values()], "approximation"
+        [row.reindex(parameter=joined["parameter"]) for row in rows], "approximation"
     )
-    return stacked.assign_coords(approximation=list(rows)).merge(joined)
+    stacked = stacked.assign_coords(approximation=[side.name for side in sides])
+    worst = joined["r_hat"][int(np.argmax(joined["r_hat"].values))]
+    return Assembled(
+        dataset=stacked.merge(joined),
+        notes=notes,
+        r_hat=(str(worst["parameter"].item()), float(worst)),
+        ess=float(joined["ess"].min()),
+    )
 
 
-def _has(row: xr.Dataset, block: _Block) -> bool:
-    return block.labels[0] in row.indexes["parameter"]
+def _compare(block: Block, sides: list[Side], target: xr.Dataset) -> xr.Dataset:
+    """Compare all sides that have a block, and return what concerns the reference alone."""
+    present = [side for side in sides if block.variable in side.draws]
+    theirs = read(target, block, "reference", target)
+    ours = [read(side.draws, block, side.name, target) for side in present]
+    columns = []
+    for start in range(0, len(block.labels), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        scale = theirs[part].mean((1, 2)), theirs[part].std((1, 2), ddof=1)
+        r = Moments.of(standardised(theirs[part], *scale))
+        for side, draws in zip(present, ours, strict=True):
+            side.add(block.labels[part], Moments.of(standardised(draws[part], *scale)), r)
+        columns.append(noise_floors(r.draws) | {"r_hat": r.r_hat, "ess": r.ess})
+    return _over_parameters(_stacked(columns), block.labels).assign_coords(
+        variable=("parameter", [block.variable] * len(block.labels)),
+        element=("parameter", block.index),
+    )
 
 
-def _row(
-    name: str, tree: xr.DataTree, draws: xr.Dataset, target: xr.Dataset, blocks: list[_Block]
-) -> xr.Dataset:
-    """Return the distances, over ``parameter``, and diagnostics of one approximation."""
-    found = _diagnostics(name, tree, draws)
-    parts = []
-    for block in blocks:
-        if block.variable not in draws:
-            continue
-        reference = target[block.variable]
-        array = _draws.aligned(draws[block.variable], reference, name)
-        z = _draws.elements(array, block.index)
-        r = _draws.elements(reference, block.index)
-        columns = distances(z, r)
-        if found is None:
-            columns |= dict.fromkeys(_WEIGHTED, np.full(len(z), np.nan))
-        else:
-            columns |= weighted_moments(z, r, found.weights)
-        parts.append(_over_parameters(columns, block))
-    if not parts:
-        raise ValueError(
-            f"{name!r} and the reference have no varying parameter in common: {name!r} has "
-            f"{sorted(map(str, draws))}, the reference {sorted(map(str, target))}"
-        )
-    scalars = {key: getattr(found, key) if found else np.nan for key in DIAGNOSTICS}
-    return xr.concat(parts, "parameter").assign(scalars)
+def _row(side: Side, reference: xr.DataTree, losses: np.ndarray | None) -> xr.Dataset:
+    """Return everything about one approximation, over its own parameters."""
+    spread = governed_spread(joint_draws(side.anchors)[1])
+    by_label = dict(zip(side.anchors.labels, spread, strict=True))
+    governed = np.array([by_label.get(label, np.nan) for label in side.labels])
+    columns = _stacked(side.columns) | {"governed_spread": governed}
+    return _over_parameters(columns, side.labels).assign(scalars(side, reference, losses))
 
 
-def _diagnostics(name: str, tree: xr.DataTree, draws: xr.Dataset) -> ImportanceDiagnostics | None:
-    log_weights = _draws.log_weights(tree, draws, name)
-    is_point = all(np.ptp(array.values, axis=(0, 1)).max() == 0 for array in draws.values())
-    if log_weights is None or is_point:  # a point mass has no density to weight
-        return None
-    try:
-        return diagnose(log_weights)
-    except ValueError as error:
-        raise ValueError(f"sample_stats variable 'log_weight' of {name!r}: {error}") from error
+def _stacked(columns: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {key: np.concatenate([part[key] for part in columns]) for key in columns[0]}
 
 
-def _over_parameters(columns: Mapping[str, np.ndarray], block: _Block) -> xr.Dataset:
+def _over_parameters(columns: Mapping[str, np.ndarray], labels: list[str]) -> xr.Dataset:
     variables = {key: ("parameter", values) for key, values in columns.items()}
-    return xr.Dataset(variables, coords={"parameter": block.labels})
+    return xr.Dataset(variables, coords={"parameter": labels})
 
 
 def _notes_on_missing(name: str, draws: xr.Dataset, target: xr.Dataset) -> list[str]:
     sides = (("the reference", draws, target), (repr(name), target, draws))
     return [
-        f"not compared, missing in {where}: {_enumerated(missing)} (comparing {name!r})"
+        f"not compared, missing in {where}: {enumerated(missing)} (comparing {name!r})"
         for where, one, other in sides
         if (missing := [str(variable) for variable in one if variable not in other])
     ]
-
-
-def _enumerated(names: list[str], most: int = 10) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

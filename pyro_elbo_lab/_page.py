@@ -1,123 +1,171 @@
-"""The parts a self-contained HTML page is made of: no scripts, no network, prints and scrolls."""
+"""The parts a self-contained HTML page is made of: no network, prints, reads on a phone."""
 
 import base64
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 GENERATOR = '<meta name="generator" content="pyro_elbo_lab">'
 
-_STYLE = """
-:root { --ink: #1c1e21; --soft: #5c6370; --line: #d9dce1; --paper: #fff; --wash: #f5f6f8; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1.25rem 3rem; max-width: 68rem; color: var(--ink);
-  background: var(--paper); font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto,
-  "Helvetica Neue", Arial, sans-serif; overflow-wrap: break-word; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; }
-h2 { font-size: 1.2rem; margin: 2.25rem 0 .6rem; padding-top: .6rem;
-  border-top: 1px solid var(--line); }
-h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
-p { margin: .4rem 0; max-width: 46rem; }
-a { color: #0b5ea8; }
-.soft { color: var(--soft); font-size: .9rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .28rem .7rem; text-align: right; white-space: nowrap;
-  border-bottom: 1px solid var(--line); }
-thead th { vertical-align: bottom; border-bottom: 2px solid var(--ink); font-weight: 600; }
-tbody th { font-weight: 500; white-space: normal; min-width: 8.5rem; }
-th:first-child, td.text, th.text { text-align: left; }
-tbody tr:nth-child(even) { background: var(--wash); }
-td small { color: var(--soft); }
-dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .2rem 1rem;
-  margin: .5rem 0; font-size: .9rem; }
-dt { color: var(--soft); }
-dd { margin: 0; }
-figure { margin: 1rem 0; }
-figure img { display: block; width: 100%; max-width: 52rem; height: auto; }
-figcaption { color: var(--soft); font-size: .9rem; max-width: 46rem; }
-.verdict { border-left: .35rem solid var(--tone); background: var(--wash); margin: .6rem 0;
-  padding: .55rem .9rem; break-inside: avoid; }
-.verdict h3, .verdict p { margin: 0; max-width: none; }
-.verdict strong { color: var(--tone); }
-.good { --tone: #00694d; } .fair { --tone: #7a5900; } .bad { --tone: #a93c00; }
-.unknown { --tone: #4d5563; }
-@media (max-width: 36rem) {
-  body { padding: 1rem .8rem 2rem; font-size: 15px; }
-  h1 { font-size: 1.35rem; }
-  dl { grid-template-columns: minmax(0, 1fr); gap: 0; }
-  dd { margin-bottom: .5rem; }
-  th, td { padding: .25rem .5rem; }
-  figure img { width: 36rem; max-width: none; }
-}
-@media print {
-  body { max-width: none; padding: 0; font-size: 10pt; }
-  .scroll { overflow: visible; }
-  table { font-size: 7.5pt; }
-  th, td { padding: .15rem .3rem; }
-  h2, h3 { break-after: avoid; }
-  figure, tr { break-inside: avoid; }
-}
-"""
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_ICONS = {"good": "\N{CHECK MARK}", "fair": "\N{ALMOST EQUAL TO}", "bad": "\N{MULTIPLICATION X}"}
+
+_PRINTED_ROWS = 40  # as in _page.css
 
 
-def page(title: str, sections: Iterable[str]) -> str:
-    """Return a whole document with everything it needs inside."""
-    body = "\n".join(sections)
+class Cell(NamedTuple):
+    """Of a table: HTML, and what it is sorted by."""
+
+    html: str
+    key: float | str
+
+    @property
+    def is_text(self) -> bool:
+        return isinstance(self.key, str)
+
+
+class Section(NamedTuple):
+    """Of the page: a heading, and HTML."""
+
+    heading: str
+    html: str
+
+
+def page(title: str, lede: str, sections: Iterable[Section]) -> str:
+    """Return a whole document with everything it needs inside; empty sections are left out."""
+    shown = [section for section in sections if section.html]
+    links = "".join(
+        f'<li><a href="#{_slug(heading)}">{escape(heading)}</a></li>' for heading, _ in shown
+    )
+    body = "\n".join(
+        f'<section aria-labelledby="{(slug := _slug(heading))}">\n'
+        f'<h2 id="{slug}">{escape(heading)}</h2>\n{html}\n</section>'
+        for heading, html in shown
+    )
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{GENERATOR}\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{_beside('_page.css')}</style>\n</head>\n<body>\n"
+        f"<header>\n<h1>{escape(title)}</h1>\n{lede}\n"
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n</header>\n'
+        f"<main>\n{body}\n</main>\n<script>\n{_beside('_page.js')}</script>\n</body>\n</html>\n"
     )
 
 
-def section(heading: str, *parts: str) -> str:
-    """Return a section under its own second-level heading; nothing if all parts are empty."""
-    content = "\n".join(part for part in parts if part)
-    return f"<section>\n<h2>{escape(heading)}</h2>\n{content}\n</section>" if content else ""
+def section(heading: str, *parts: str) -> Section:
+    """Return a section of the parts that are not empty."""
+    return Section(heading, "\n".join(part for part in parts if part))
 
 
-def paragraph(text: str, soft: bool = False) -> str:
-    """Return a paragraph of plain text."""
-    return f'<p class="soft">{escape(text)}</p>' if soft else f"<p>{escape(text)}</p>"
+def paragraph(text: str, kind: str = "") -> str:
+    """Return a paragraph of plain text, of the class ``kind``: "soft", "lede" or "warning"."""
+    attribute = f' class="{kind}"' if kind else ""
+    return f"<p{attribute}>{escape(text)}</p>"
 
 
-def verdict(name: str, kind: str, tone: str, sentence: str) -> str:
-    """Return a box with a verdict; ``tone`` is good, fair, bad or unknown.
-
-    Where the sentence begins with the kind of verdict, that stands out.
-    """
-    start = len(kind) if sentence.lower().startswith(kind.lower()) else 0
-    text = f"<strong>{escape(sentence[:start])}</strong>{escape(sentence[start:])}"
-    return f'<div class="verdict {tone}"><h3>{escape(name)}</h3><p>{text}</p></div>'
-
-
-def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table whose cells are HTML; the first cell of each row is its header."""
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
-    body = "\n".join(
-        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
-        for first, *rest in rows
-    )
-    label = escape(caption, quote=True)
+def card(
+    name: str, swatch: str, tone: str, kind: str, sentence: str, facts: Mapping[str, str]
+) -> str:
+    """Return a verdict; ``tone`` is good, fair, bad or unknown, and the facts are HTML."""
+    icon = _ICONS.get(tone, "?")
+    items = "".join(f"<div><dt>{escape(k)}</dt><dd>{v}</dd></div>" for k, v in facts.items())
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>\n'
+        f'<li class="card {tone}"><h3>{swatch}{escape(name)}</h3>'
+        f'<p class="kind"><span aria-hidden="true">{icon}</span> {escape(kind)}</p>'
+        f'<p>{escape(sentence)}</p><dl class="facts">{items}</dl></li>'
+    )
+
+
+def cards(items: Iterable[str]) -> str:
+    """Return cards side by side where there is room."""
+    content = "\n".join(items)
+    return f'<ul class="cards">\n{content}\n</ul>'
+
+
+def swatch(color: str, outline: Sequence[tuple[float, float]], dashes: str) -> str:
+    """Return a line with a marker, as a key to the figures; ``outline`` within ±0.5."""
+    points = " ".join(f"{15 + 9 * x:.2f},{7 - 9 * y:.2f}" for x, y in outline)
+    return (
+        f'<svg class="swatch" viewBox="0 0 30 14" aria-hidden="true" focusable="false">'
+        f'<line x1="0" y1="7" x2="30" y2="7" stroke="{color}" stroke-width="2" '
+        f'stroke-dasharray="{dashes}"/><polygon points="{points}" fill="{color}"/></svg>'
+    )
+
+
+def table(
+    caption: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    sorted_by: int | None = None,
+    tall: bool = False,
+) -> str:
+    """Return a table to sort, which scrolls inside a box; the first cell of a row is its header.
+
+    ``sorted_by`` is the column by which the rows descend already; nothing without rows.
+    """
+    if not rows:
+        return ""
+    texts = [cell.is_text for cell in rows[0]]
+    head = "".join(
+        f'<th scope="col"{_text(text)}{_descending(i == sorted_by)}>{escape(label)}</th>'
+        for i, (label, text) in enumerate(zip(header, texts, strict=True))
+    )
+    body = "\n".join(f"<tr>{''.join(_cells(row))}</tr>" for row in rows)
+    label = escape(caption, quote=True)
+    box = "scroll tall" if tall else "scroll"
+    box += " long" if len(rows) > _PRINTED_ROWS else ""
+    return (
+        f'<div class="{box}" tabindex="0" role="region" aria-label="{label}">'
+        f'<table class="sortable">\n<caption>{escape(caption)}</caption>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>"
     )
 
 
+def _cells(row: Sequence[Cell]) -> Iterable[str]:
+    for i, (html, key) in enumerate(row):
+        value = escape(key, quote=True) if isinstance(key, str) else _sortable(key)
+        if i == 0:
+            yield f'<th scope="row" data-sort="{value}">{html}</th>'
+        else:
+            yield f'<td{_text(isinstance(key, str))} data-sort="{value}">{html}</td>'
+
+
+def _text(is_text: bool) -> str:
+    return ' class="text"' if is_text else ""
+
+
+def _descending(is_sorted: bool) -> str:
+    return ' aria-sort="descending"' if is_sorted else ""
+
+
+def _sortable(number: float) -> str:
+    """As JavaScript reads it; nothing for NaN."""
+    text = f"{number:.8g}"
+    return {"nan": "", "inf": "Infinity", "-inf": "-Infinity"}.get(text, text)
+
+
 def definitions(entries: Mapping[str, Any]) -> str:
-    """Return a list of names and values."""
-    items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in entries.items())
-    return f"<dl>{items}</dl>" if items else ""
+    """Return a list of names and values, those called "command" as code."""
+    items = "".join(
+        f"<dt>{escape(k)}</dt><dd>{_code(str(v)) if k == 'command' else escape(str(v))}</dd>"
+        for k, v in entries.items()
+    )
+    return f'<dl class="list">{items}</dl>' if items else ""
 
 
-def figure(svg: bytes, alt: str, caption: str) -> str:
+def _code(text: str) -> str:
+    return f"<code>{escape(text)}</code>"
+
+
+def figure(svg: bytes, title: str, alt: str, caption: str) -> str:
     """Return an image embedded in the page, with a text for those who do not see it."""
     data = base64.b64encode(svg).decode("ascii")
+    label = escape(f"Figure: {title}", quote=True)
     return (
-        f'<figure><div class="scroll" tabindex="0" role="region" aria-label="Figure">'
+        f'<figure><div class="scroll" tabindex="0" role="region" aria-label="{label}">'
         f'<img src="data:image/svg+xml;base64,{data}" alt="{escape(alt, quote=True)}"></div>'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
@@ -127,3 +175,11 @@ def links(names: Iterable[str]) -> str:
     """Return links to files in the folder of the page."""
     items = (f'<a href="{escape(name, quote=True)}">{escape(name)}</a>' for name in names)
     return f"<p>{', '.join(items)}</p>"
+
+
+def _slug(heading: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
+
+
+def _beside(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")

@@ -2,17 +2,22 @@
 
 import datetime
 import platform
-from collections.abc import Iterator, Mapping
-from html import escape
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 import numpy as np
 
-from pyro_elbo_lab import _page
+from pyro_elbo_lab import _page, _style, _tables
+from pyro_elbo_lab._health import health
+from pyro_elbo_lab._illustrations import Illustration
+from pyro_elbo_lab._numbers import number, plain
+from pyro_elbo_lab._page import Cell, Section
+from pyro_elbo_lab._tables import Column
 from pyro_elbo_lab.comparison import Comparison
+from pyro_elbo_lab.plots_evidence import Sandwich
 
-_MOST_ROWS = 100
 _PACKAGES = ("pyro_elbo_lab", "pyro-ppl", "torch", "nutpie", "arviz", "xarray", "numpy")
 _TONES = {
     "good": "good",
@@ -23,126 +28,177 @@ _TONES = {
     "reference unreliable": "unknown",
 }
 
+_ANSWERS = {
+    "good": "can be trusted",
+    "fair": "can be trusted with care",
+    "bad": "cannot be trusted",
+    "unknown": "cannot be judged",
+}
+
+
+def title(info: Mapping[str, Any]) -> str:
+    """What the page is called: by its question."""
+    question = "can these approximations be trusted?"
+    return f"{info['model']}: {question}" if "model" in info else question.capitalize()
+
+
+def lede(comparison: Comparison) -> str:
+    """The answer in two sentences: how many can be trusted, and what the reference is worth."""
+    tones = Counter(_tone(found.kind) for found in comparison.findings.values())
+    counted = ", ".join(f"{tones[tone]} {words}" for tone, words in _ANSWERS.items() if tones[tone])
+    names = _plural(tones.total(), "approximation")
+    parameters = _plural(comparison.dataset.sizes["parameter"], "parameter")
+    answer = f"{names} of {parameters}: {counted}."
+    note = comparison.reference_note
+    if comparison.reference_reliable:
+        verb = " is" if note.startswith("reliable") else ":"
+        return _page.paragraph(f"{answer} The reference{verb} {note}", "lede")
+    return _page.paragraph(answer, "lede") + _page.paragraph(
+        f"The reference cannot be relied on, so nothing on this page can be concluded: {note}",
+        "warning",
+    )
+
+
+def _tone(kind: str) -> str:
+    return _TONES.get(kind, "bad")
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("s" if count != 1 else "")
+
 
 def sections(
-    comparison: Comparison, figures: Mapping[str, bytes], info: dict[str, Any], beside: list[str]
-) -> Iterator[str]:
-    yield _page.section("Verdicts", *_verdicts(comparison))
-    yield _page.section("Summary", _summary(comparison), _page.paragraph(_SUMMARY_KEY, soft=True))
-    yield _page.section("Intervals", _page.figure(figures["forest"], *_FOREST))
-    yield _page.section("Densities", _page.figure(figures["densities"], *_DENSITIES))
-    yield _page.section("Parameters", _page.paragraph(_TABLE_KEY, soft=True), *_tables(comparison))
-    if "training" in figures:
-        yield _page.section("Training", _page.figure(figures["training"], *_TRAINING))
+    comparison: Comparison,
+    illustrations: Mapping[str, Illustration],
+    evidence: Mapping[str, Sandwich],
+    info: Mapping[str, Any],
+    beside: list[str],
+) -> Iterator[Section]:
+    """All sections in their order; those with nothing to say are empty."""
+    swatches = _swatches(comparison)
+    summary = _tables.rows_of(comparison.summary)
+
+    def shown(*names: str) -> list[str]:
+        return [_figure(illustrations[name]) for name in names if name in illustrations]
+
+    def table(caption: str, columns: Sequence[Column]) -> str:
+        return _tables.summary(caption, columns, summary, swatches)
+
+    def keyed(table: str, key: str) -> list[str]:
+        return [table, _page.paragraph(key, "soft")] if table else []
+
+    yield _page.section("Verdicts", _page.cards(_cards(comparison, summary, swatches)))
+    yield _page.section(
+        "Summary",
+        *keyed(table("Worst numbers of each approximation", _tables.SUMMARY), _SUMMARY_KEY),
+    )
+    yield _page.section("All parameters", *shown("errors"))
+    yield _page.section("Marginals", *shown("forest", "densities"))
+    joint = table("Distances between joint distributions", _tables.JOINT)
+    yield _page.section("Joint distribution", *shown("pairs"), *keyed(joint, _JOINT_KEY))
+    yield _page.section("Importance weights", *shown("k-hat"))
+    bounds = _tables.evidence(evidence, swatches)
+    yield _page.section("Evidence", *shown("evidence", "ladder"), *keyed(bounds, _EVIDENCE_KEY))
+    yield _page.section("Calibration", *shown("calibration"))
+    yield _page.section(
+        "Parameter by parameter",
+        _page.paragraph(_PARAMETERS_KEY, "soft"),
+        *_tables.parameters(comparison, swatches),
+    )
+    predictive = table("Prediction, beside the reference", _tables.PREDICTIVE)
+    yield _page.section("Prediction", *keyed(predictive, _PREDICTIVE_KEY))
+    yield _page.section("Training", *shown("training"))
     yield _page.section("Reference", *_reference(comparison))
+    yield _page.section("Cost", _cost(comparison, summary, swatches))
     yield _page.section("Not compared", *map(_page.paragraph, comparison.notes))
     yield _page.section("Files beside this page", _page.links(beside))
-    yield _page.section("How to repeat this", _page.definitions(info | _environment()))
-
-
-def _verdicts(comparison: Comparison) -> Iterator[str]:
-    for name, found in comparison.findings.items():
-        tone = _TONES.get(found.kind, "bad")
-        yield _page.verdict(name, found.kind, tone, found.sentence)
+    yield _page.section("How to repeat this", _page.definitions(dict(info) | _environment()))
 
 
 _SUMMARY_KEY = (
-    "k-hat: shape of the tail of the importance weights, trustworthy up to the threshold beside "
+    "k-hat: shape of the tail of the importance weights, to be trusted up to the threshold beside "
     "it. ELBO and log evidence in nats ± standard error; the evidence is estimated only where "
-    "k-hat allows it. Mean error and Wasserstein distance in reference sds, largest over all "
-    "parameters; sd ratio: sd of the approximation over that of the reference."
+    "k-hat allows it. Mean error and Wasserstein distance in reference sds and the correlation "
+    "error, largest over all parameters; sd ratio: sd of the approximation over that of the "
+    "reference."
 )
-_TABLE_KEY = (
-    "Mean error and Wasserstein distance are in reference sds; the sd ratio is the approximation's "
-    "sd over the reference's; coverage is the share of the reference inside the approximation's "
-    "central 90 % interval. ± is the Monte Carlo standard error. In brackets, the noise floor: how "
-    "far two halves of the reference are from agreement. Bold: farther from agreement than the "
-    "floor and three standard errors, or than twice the floor where there is no standard error."
+_EVIDENCE_KEY = (
+    "± standard error. A lower bound above an upper bound by more than their errors means that one "
+    "of them is wrong. evidence.csv has all bounds, with the reasons to believe them or not."
 )
-_FOREST = (
-    "Interval plot: for each parameter the reference on top and the approximations below it.",
-    "Dot: median; thick line: 50 % interval; thin line: 90 % interval. The grey bands carry the "
-    "reference's intervals down. Each parameter is shifted and scaled by the reference.",
+_PARAMETERS_KEY = (
+    "Mean error and Wasserstein distance in reference sds; sd ratio: the approximation's sd over "
+    "the reference's; coverage: share of the reference inside the approximation's central 90 % "
+    "interval; tail ratio: width of the central 98 % over that of the reference; correlation "
+    "error: largest over the other parameters. ± Monte Carlo standard error. Bold: farther from "
+    "agreement than three standard errors and than twice what two halves of the reference are from "
+    "it (the noise floors in table.csv). A click on a header sorts."
 )
-_DENSITIES = (
-    "Density plots: for each parameter the approximations as lines over the reference in grey.",
-    "Kernel density estimates of the draws, in each parameter's own units.",
+_JOINT_KEY = (
+    "Of at most 100 parameters and 1000 draws; in brackets what two samples of the same "
+    "distribution exceed with probability 5 %. Sliced Wasserstein-2 in reference sds; MMD: maximum "
+    "mean discrepancy; the accuracy of a classifier that tells draws of both sides apart is 0.5 "
+    "if they do not differ and 1 if they do not overlap."
 )
-_TRAINING = (
-    "Line plot of the objective against the training step, one line for each approximation.",
-    "A curve that still climbs at the end needs more steps. Objectives of different kinds are "
-    "different bounds, so compare curves of one kind only.",
+_PREDICTIVE_KEY = (
+    "Expected log predictive density by leave-one-out cross-validation, in nats, less that of the "
+    "reference: negative where the approximation predicts worse. Not to be trusted where a Pareto "
+    "k exceeds 0.7."
 )
 
 
-def _summary(comparison: Comparison) -> str:
-    header = (
-        "approximation",
-        "k-hat",
-        "ELBO",
-        "log evidence",
-        "mean error",
-        "sd ratio",
-        "Wasserstein",
+def _cards(
+    comparison: Comparison, summary: Mapping[str, Mapping[str, Any]], swatches: Mapping[str, str]
+) -> Iterator[str]:
+    for name, found in comparison.findings.items():
+        row = summary[name]
+        facts = {
+            "k-hat": number(row["k_hat"]),
+            "worst mean error": f"{number(row['max_abs_mean_error'])} sd",
+            "sd ratios": f"{number(row['min_sd_ratio'])} to {number(row['max_sd_ratio'])}",
+            "ELBO": f"{number(row['elbo'])} nats",
+        }
+        known = {what: text for what, text in facts.items() if "\N{EN DASH}" not in text}
+        kind = found.kind[:1].upper() + found.kind[1:]
+        rest = found.sentence.removeprefix(f"{kind}: ")
+        tone = _tone(found.kind)
+        yield _page.card(name, swatches[name], tone, kind, _sentence(rest), known)
+
+
+def _swatches(comparison: Comparison) -> dict[str, str]:
+    """Colour, marker and line of each approximation, as in the figures."""
+    styles = _style.styles(comparison.approximations)
+    return {name: _page.swatch(**_style.drawn(style)) for name, style in styles.items()}
+
+
+def _figure(illustration: Illustration) -> str:
+    return _page.figure(
+        illustration.svg, illustration.title, illustration.alt, illustration.caption
     )
-    rows = [
-        (
-            escape(str(name)),
-            _k_hat(row["k_hat"], row["k_hat_threshold"]),
-            _with_error(row["elbo"], row["elbo_se"]),
-            _with_error(row["log_evidence"], row["log_evidence_se"]),
-            _number(row["max_abs_mean_error"]),
-            f"{_number(row['min_sd_ratio'])} to {_number(row['max_sd_ratio'])}",
-            _number(row["max_wasserstein"]),
-        )
-        for name, row in comparison.summary.iterrows()
-    ]
-    return _page.table("Summary of the approximations", header, rows)
-
-
-def _tables(comparison: Comparison) -> Iterator[str]:
-    table = comparison.table
-    header = ("parameter", "mean error", "sd ratio", "Wasserstein", "90 % coverage")
-    for name in comparison.approximations:
-        rows = table.loc[name]
-        yield f"<h3>{escape(name)}</h3>"
-        if len(rows) > _MOST_ROWS:
-            what = (
-                f"The {_MOST_ROWS} of {len(rows)} farthest from the reference; table.csv has all."
-            )
-            yield _page.paragraph(what, soft=True)
-            rows = rows.nlargest(_MOST_ROWS, "wasserstein")
-        cells = [(escape(str(label)), *_cells(row)) for label, row in rows.iterrows()]
-        yield _page.table(f"Parameters of {name}", header, cells)
-
-
-def _cells(row: Mapping[str, float]) -> Iterator[str]:
-    """The four distances of a row of the table, bold where noise does not explain them."""
-    for column, agreement in (("mean_error", 0.0), ("sd_ratio", 1.0)):
-        mcse, floor = row[f"{column}_mcse"], row[f"{column}_floor"]
-        text = _number(row[column], signed=column == "mean_error")
-        bold = abs(row[column] - agreement) > max(floor, 3 * mcse)
-        yield f"{_bold(text, bold)} <small>± {_number(mcse)} ({_number(floor)})</small>"
-    for column, agreement in (("wasserstein", 0.0), ("coverage", 0.9)):
-        floor = row[f"{column}_floor"]
-        bold = abs(row[column] - agreement) > 2 * floor
-        yield f"{_bold(_number(row[column]), bold)} <small>({_number(floor)})</small>"
-
-
-def _bold(text: str, bold: bool) -> str:
-    return f"<b>{text}</b>" if bold else text
 
 
 def _reference(comparison: Comparison) -> Iterator[str]:
-    note = comparison.reference_note
-    yield _page.paragraph(note[:1].upper() + note[1:])
-    attrs = comparison.reference.attrs
-    names = {"sampler": "sampler", "r_hat_max": "largest R-hat", "ess_min": "smallest ESS"}
-    names |= {"divergences": "divergences", "seconds": "seconds"}
-    shown = {label: _plain(attrs[key]) for key, label in names.items() if key in attrs}
-    sizes = comparison.reference["posterior"].sizes
-    shown["draws"] = f"{sizes['chain']} chains of {sizes['draw']}"
-    yield _page.definitions(shown)
+    yield _page.paragraph(_sentence(comparison.reference_note))
+    tree = comparison.reference
+    sizes = tree["posterior"].sizes
+    entries = {"sampler": plain(tree.attrs["sampler"])} if "sampler" in tree.attrs else {}
+    yield _page.definitions(entries | {"draws": f"{sizes['chain']} chains of {sizes['draw']:,}"})
+    rows = [
+        [Cell(line.what, line.what), Cell(line.value, line.value), Cell(line.good, line.good)]
+        for line in health(tree)
+    ]
+    yield _page.table("Health of the sampler", ["quantity", "value", "good if"], rows)
+
+
+def _cost(
+    comparison: Comparison, summary: Mapping[str, Mapping[str, Any]], swatches: Mapping[str, str]
+) -> str:
+    """A table of those that say what they cost, and of the reference."""
+    keys = [column.key for column in _tables.COST]
+    attrs = comparison.dataset.attrs
+    rows = dict(summary) | {"reference": {k: attrs.get(f"reference_{k}", np.nan) for k in keys}}
+    known = {name: row for name, row in rows.items() if not all(np.isnan(row[k]) for k in keys)}
+    return _tables.summary("What it cost", _tables.COST, known, swatches)
 
 
 def _environment() -> dict[str, str]:
@@ -158,23 +214,5 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _number(value: float, signed: bool = False) -> str:
-    """Two decimals in HTML; an en dash where there is no number."""
-    if np.isnan(value):
-        return "\N{EN DASH}"
-    if np.isinf(value):
-        return "\N{INFINITY}" if value > 0 else "\N{MINUS SIGN}\N{INFINITY}"
-    rounded = round(value, 2) + 0.0  # no minus before zero
-    return f"{rounded:{'+' if signed and rounded else ''}.2f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _k_hat(value: float, threshold: float) -> str:
-    return _number(value) + ("" if np.isnan(value) else f" <small>({_number(threshold)})</small>")
-
-
-def _with_error(value: float, error: float) -> str:
-    return _number(value) + ("" if np.isnan(value) else f" <small>± {_number(error)}</small>")
-
-
-def _plain(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

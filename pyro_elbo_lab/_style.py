@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
 
 WIDTH = 7.2
 """Of a figure, in inches: a printed page less its margins."""
@@ -33,25 +34,34 @@ PRINT: dict[Any, Any] = {
 }
 """Settings of matplotlib, for `plt.rc_context`."""
 
-_MARKERS = ("o", "s", "^", "D", "v", "P")
-_LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)), (0, (3, 1)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_LINES = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (1.5, 1)),
+    (0, (5, 1, 1, 1)),
+    (0, (8, 2)),
+    (0, (3, 1)),
+    (0, (8, 1.5, 1.5, 1.5, 1.5, 1.5)),
+    (0, (1.5, 2.5)),
+)
 
 
 def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Colour, marker and line style by name, those of "reference" first.
 
-    The seventh name starts again with other markers and lines.
+    From the seventh name on colours return, from the ninth on markers and lines; no two of 24 names
+    have both in common.
 
     >>> list(styles(["mean-field"]))
     ['reference', 'mean-field']
     """
     found: dict[str, dict[str, Any]] = {"reference": REFERENCE}
     for i, name in enumerate(names):
-        turn = i + i // len(COLORS)
         found[name] = {
             "color": COLORS[i % len(COLORS)],
-            "marker": _MARKERS[turn % len(_MARKERS)],
-            "linestyle": _LINES[turn % len(_LINES)],
+            "marker": _MARKERS[i % len(_MARKERS)],
+            "linestyle": _LINES[i % len(_LINES)],
         }
     return found
 
@@ -67,3 +77,15 @@ def legend(figure: Figure, shown: Mapping[str, Mapping[str, Any]]) -> None:
     longest = max(map(len, shown))
     columns = max(1, min(len(shown), int(WIDTH / (0.5 + 0.06 * longest))))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def drawn(style: Mapping[str, Any]) -> dict[str, Any]:
+    """A style in terms of SVG: colour, the marker's outline within ±0.5, and dashes.
+
+    >>> drawn(REFERENCE)["color"], drawn(REFERENCE)["dashes"]
+    ('black', '')
+    """
+    marker = MarkerStyle(style["marker"])
+    (outline, *_) = marker.get_path().transformed(marker.get_transform()).to_polygons()
+    dashes = "" if style["linestyle"] == "-" else " ".join(map(str, style["linestyle"][1]))
+    return {"color": style["color"], "outline": outline, "dashes": dashes}

@@ -4,22 +4,24 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from pyro_elbo_lab import _page, plots
-from pyro_elbo_lab._sections import sections
+from pyro_elbo_lab import _page, _sections
+from pyro_elbo_lab._illustrations import Illustration, draw
 from pyro_elbo_lab.comparison import Comparison
+from pyro_elbo_lab.plots_evidence import Sandwich
 
 _SUFFIXES = {".html", ".svg", ".png", ".nc", ".csv"}
+_DPI = 200
 
 
 def write_report(
@@ -27,6 +29,8 @@ def write_report(
     path: str | Path,
     *,
     losses: Mapping[str, np.ndarray] | None = None,
+    evidence: Mapping[str, Sandwich] | None = None,
+    calibration: Figure | None = None,
     info: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a comparison as a folder and return the path of its ``index.html``.
@@ -39,6 +43,9 @@ def write_report(
         comparison: what to report.
         path: folder to create. An earlier report in it is replaced.
         losses: training losses by approximation, arrays of shape ``(num_steps,)``.
+        evidence: bounds of log p(x) by approximation, as `EvidenceBounds`.
+        calibration: a figure of simulation-based calibration, which gets a section of its own; it
+            is closed.
         info: what a reader needs to repeat the work, such as model, command, seed; shown as it is
             at the end of the page. ``info["model"]`` also goes into the title.
 
@@ -62,13 +69,14 @@ def write_report(
         comparison.save(folder)
         for name, tree in _files(comparison).items():
             tree.to_netcdf(folder / name, engine="h5netcdf")
-        figures = _write_figures(comparison, losses or {}, folder)
+        drawn = draw(comparison, losses or {}, evidence or {}, calibration)
+        illustrations = _write_figures(drawn, folder)
+        if evidence:
+            tables = {name: bounds.table for name, bounds in evidence.items()}
+            pd.concat(tables, names=["approximation"]).droplevel(1).to_csv(folder / "evidence.csv")
         beside = sorted(file.name for file in folder.iterdir())
-        parts = sections(comparison, figures, dict(info or {}), beside)
-        title = "Approximations of a posterior beside a reference"
-        if info and "model" in info:
-            title = f"{info['model']}: {title[0].lower()}{title[1:]}"
-        html = _page.page(title, [f"<h1>{escape(title)}</h1>", *parts])
+        parts = _sections.sections(comparison, illustrations, evidence or {}, info or {}, beside)
+        html = _page.page(_sections.title(info or {}), _sections.lede(comparison), parts)
         (folder / "index.html").write_text(html, encoding="utf-8")
     return Path(path) / "index.html"
 
@@ -131,22 +139,21 @@ def _files(comparison: Comparison) -> dict[str, xr.DataTree]:
 
 
 def _write_figures(
-    comparison: Comparison, losses: Mapping[str, np.ndarray], folder: Path
-) -> dict[str, bytes]:
-    """Write each figure as SVG and PNG, and return the SVGs by name."""
-    figures = {
-        "forest": plots.plot_forest(comparison),
-        "densities": plots.plot_densities(comparison),
+    figures: Iterable[tuple[str, Figure, str, str]], folder: Path
+) -> dict[str, Illustration]:
+    """Write each figure as SVG and PNG, and return them by name for the page."""
+    return {
+        name: Illustration(
+            _write_figure(figure, folder / name), figure.get_suptitle(), alt, caption
+        )
+        for name, figure, alt, caption in figures
     }
-    if losses:
-        figures["training"] = plots.plot_training(comparison, losses)
-    return {name: _write_figure(figure, folder / name) for name, figure in figures.items()}
 
 
 def _write_figure(figure: Figure, stem: Path) -> bytes:
     svg = io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None})
+    figure.savefig(svg, format="svg", dpi=_DPI, metadata={"Date": None})
     stem.with_suffix(".svg").write_bytes(svg.getvalue())
-    figure.savefig(stem.with_suffix(".png"), dpi=200)
+    figure.savefig(stem.with_suffix(".png"), dpi=_DPI)
     plt.close(figure)
     return svg.getvalue()

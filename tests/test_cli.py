@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -13,6 +15,7 @@ import xarray as xr
 from pyro_elbo_lab import _command, _compare_command, _specs, cli
 from pyro_elbo_lab._model_file import InputError, ModelFile, blaming, load
 from pyro_elbo_lab.objective import Objective
+from tests.tolerances import critical_value
 
 HEADER = """\
 import pyro
@@ -71,10 +74,41 @@ def test_compare_end_to_end(write: Write, capfd: pytest.CaptureFixture[str]) -> 
     assert "fitting normal, analytic-kl (4 of 4)" in err and "Traceback" not in err
     page = Path("out/report/index.html").read_text(encoding="utf-8")
     assert f"elbo-lab compare my_model.py {' '.join(options)}" in page
+    assert "gradient evaluations" in page and 'id="training"' in page
     with xr.open_datatree("out/report/normal-analytic-kl.nc", engine="h5netcdf") as tree:
+        assert tree.attrs["gradient_evaluations"] == 50 * 10  # steps, particles unless said
         assert tree["posterior"].sizes["draw"] == 200
     with xr.open_datatree("out/report/reference.nc", engine="h5netcdf") as tree:
         assert dict(tree["posterior"].sizes) == {"chain": 2, "draw": 100}
+
+
+def test_compare_bounds_the_evidence_with_the_parameters_of_each_fit(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its ELBOs are those of the draws that were compared, up to noise; unfitted ones are not."""
+    options = ["--guide", "handmade", "--guide", "normal", "--num-samples", "2000"]
+    assert run(write(CONJUGATE), *SHORT, *options, "--out", "r") == 0
+    bounds = pd.read_csv("r/evidence.csv")
+    summary = pd.read_csv("r/summary.csv", index_col=0)
+    elbo = bounds[bounds["name"] == "ELBO"].set_index("approximation")
+    assert len(elbo) == 2
+    error = (elbo["value"] - summary["elbo"]) / np.hypot(elbo["se"], summary["elbo_se"])
+    assert (abs(error) < critical_value(2)).all()
+    # x ~ Normal(0, I + 4) once mu is integrated out.
+    x, covariance = torch.tensor([1.0, 2.0, 1.5]), torch.eye(3) + 4.0
+    exact = float(dist.MultivariateNormal(torch.zeros(3), covariance).log_prob(x))
+    lower = bounds[(bounds["side"] == "lower") & bounds["believable"]]
+    assert (lower["value"] - critical_value(len(lower)) * lower["se"] < exact).all()
+    assert capsys.readouterr().out.count("log p(x) is at least") == 2
+    assert 'id="evidence"' in Path("r/index.html").read_text(encoding="utf-8")
+
+
+def test_a_guide_without_density_is_compared_without_evidence(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(write(CONJUGATE), "--guide", "delta", "--out", "r", *SHORT) == 0
+    assert "no bounds of the evidence" in capsys.readouterr().err
+    assert not Path("r/evidence.csv").exists()
 
 
 def test_the_same_seed_gives_the_same_report(write: Write) -> None:
@@ -279,7 +313,7 @@ def test_fits_of_one_guide_do_not_share_parameters(
     """Each fit starts where the guide starts: its first loss is what a fit alone would have."""
     first = {}
 
-    def remember(comparison: object, path: object, *, losses: dict, info: dict) -> str:
+    def remember(comparison: object, path: object, *, losses: dict, **_: object) -> str:
         first.update({name: values[0] for name, values in losses.items()})
         return "nowhere"
 

@@ -3,17 +3,22 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
 from pyro_elbo_lab import report
 from pyro_elbo_lab.comparison import Comparison, compare
 from pyro_elbo_lab.report import write_report
-from tests.planted import normal, standard_normal
+from tests.planted import normal, standard_normal, tree
 
 VOID = {"meta", "img", "br"}
+FIGURES = ("errors", "forest", "densities", "pairs", "k-hat", "training")
 
 
 class Page(HTMLParser):
@@ -37,7 +42,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
@@ -74,7 +79,7 @@ def page(folder: Path) -> Page:
 
 
 def test_every_file_is_there(folder: Path) -> None:
-    figures = {f"{name}.{kind}" for name in ("forest", "densities", "training") for kind in FORMATS}
+    figures = {f"{name}.{kind}" for name in FIGURES for kind in FORMATS}
     draws = {"reference.nc", "normal-iw-16.nc", "normal-iw-16-2.nc", "comparison.nc"}
     assert {file.name for file in folder.iterdir()} == figures | draws | {
         "index.html",
@@ -103,31 +108,150 @@ def test_draws_survive(folder: Path, comparison: Comparison) -> None:
 
 def test_page_is_self_contained(page: Page, folder: Path) -> None:
     text = (folder / "index.html").read_text(encoding="utf-8")
-    assert not re.search(r"https?:|<script|@import|url\(", text)
-    assert len(page.all("img")) == 3
+    assert not re.search(r"https?:|@import|url\(|<link", text)
+    assert all("src" not in script for script in page.all("script"))
+    assert len(page.all("img")) == len(FIGURES)
     for image in page.all("img"):
         assert (image["src"] or "").startswith("data:image/svg+xml;base64,")
         assert len(image["alt"] or "") > 20
+    ids = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
     for link in page.all("a"):
-        assert (folder / (link["href"] or "")).is_file()
+        target = link["href"] or ""
+        assert target.removeprefix("#") in ids if target[0] == "#" else (folder / target).is_file()
 
 
 def test_page_says_it_all_verdicts_first(page: Page, comparison: Comparison) -> None:
-    headings = re.findall(
-        "Verdicts|Summary|Intervals|Densities|Parameters|Training|Reference|How to", page.text
-    )
-    assert headings[0] == "Verdicts" and {"Summary", "Reference", "How to"} <= set(headings)
-    for sentence in comparison.verdicts.values():
-        assert sentence in page.text
+    headings = [attrs["id"] for attrs in page.all("h2")]
+    assert headings[:2] == ["verdicts", "summary"] and headings[-1] == "how-to-repeat-this"
+    assert {"marginals", "joint-distribution", "training", "reference"} <= set(headings)
+    for found in comparison.findings.values():
+        beginning, rest = found.sentence.split(": ", 1)
+        assert beginning.lower() == found.kind
+        assert beginning in page.text
+        assert rest[1:] in page.text  # which starts with a capital
     for label in comparison.table.loc["normal, IW:16"].index:
         assert label in page.text
-    for fact in ("1.003", "1234", "nutpie", "elbo-lab compare toy.py", "torch", "Python 3"):
+    for fact in ("1.003", "1,234", "nutpie", "elbo-lab compare toy.py", "torch", "Python 3"):
         assert fact in page.text
     assert page.all("html")[0]["lang"] == "en"
 
 
+def test_the_answer_comes_first(page: Page, comparison: Comparison) -> None:
+    kinds = [found.kind for found in comparison.findings.values()]
+    assert kinds == ["under-dispersed", "good"]
+    answer = "2 approximations of 3 parameters: 1 can be trusted, 1 cannot be trusted."
+    assert page.text.index(answer) < page.text.index("Verdicts")
+
+
+def test_an_unreliable_reference_is_a_warning_on_top(tmp_path: Path) -> None:
+    reference = standard_normal(0, reliable=0, reliability="4 divergences.")
+    page = Page(write_report(compare({"q": normal(1)}, reference), tmp_path / "r").read_text())
+    warning = "cannot be relied on, so nothing on this page can be concluded: 4 divergences."
+    assert page.text.index(warning) < page.text.index("Summary\n")
+    assert "1 cannot be judged" in page.text
+
+
+def table_of(html: str, caption: str) -> tuple[list[str], list[list[tuple[str, str]]]]:
+    """Header, and text and sort key of each cell, of a table of the page."""
+    (content,) = re.findall(rf"<caption>{caption}</caption>(.*?)</table>", html, re.DOTALL)
+    header = [strip(cell) for cell in re.findall(r"<th scope=\"col\".*?>(.*?)</th>", content)]
+    rows = re.findall(r"<tr>(.*?)</tr>", content.split("<tbody>")[1], re.DOTALL)
+    cells = [re.findall(r'data-sort="(.*?)">(.*?)</t[hd]>', row, re.DOTALL) for row in rows]
+    return header, [[(strip(text), key) for key, text in row] for row in cells]
+
+
+def strip(html: str) -> str:
+    return re.sub("<.*?>", "", html)
+
+
+def test_tables_hold_the_numbers_of_the_comparison(folder: Path, comparison: Comparison) -> None:
+    html = (folder / "index.html").read_text(encoding="utf-8")
+    header, rows = table_of(html, "Parameters, farthest first")
+    assert header[:3] == ["parameter", "approximation", "mean error"]
+    table = comparison.table
+    assert len(rows) == len(table)
+    for (parameter, _), (name, _), (_, error), (ratio, _), (_, distance), *_ in rows:
+        row = table.loc[(name, parameter)]
+        assert float(error) == pytest.approx(row["mean_error"], rel=1e-6)
+        assert float(distance) == pytest.approx(row["wasserstein"], rel=1e-6)
+        assert ratio.startswith(f"{row['sd_ratio']:.2f} ± ")
+    distances = [float(row[4][1]) for row in rows]
+    assert distances == sorted(distances, reverse=True)
+    header, rows = table_of(html, "Worst numbers of each approximation")
+    k_hats = [float(row[header.index("k-hat")][1]) for row in rows]
+    assert k_hats == pytest.approx(comparison.summary["k_hat"].tolist(), rel=1e-6)
+
+
+def test_what_noise_does_not_explain_is_bold(folder: Path, comparison: Comparison) -> None:
+    html = (folder / "index.html").read_text(encoding="utf-8")
+    bold = {float(text) for text in re.findall(r"<b>(\d\.\d\d)</b>", html)}
+    ratios = comparison.table["sd_ratio"].round(2)
+    assert set(ratios.loc["normal, IW:16"]) <= bold  # 0.4, planted
+    assert not set(ratios.loc["Normal / iw 16"]) & bold  # 1
+
+
+def test_sampler_health_is_shown_as_far_as_known(tmp_path: Path) -> None:
+    reference = standard_normal(0)
+    shape = (4, 1000)
+    rng = np.random.default_rng(0)
+    stats = {
+        "diverging": np.arange(4000).reshape(shape) < 7,
+        "energy": rng.normal(size=shape),
+        "tree_depth": np.full(shape, 3),
+        "step_size": np.broadcast_to([[0.5], [0.25], [0.125], [0.75]], shape),
+    }
+    dims = ("chain", "draw")
+    reference["sample_stats"] = xr.Dataset({name: (dims, x) for name, x in stats.items()})
+    html = write_report(compare({"q": normal(1)}, reference), tmp_path / "r").read_text("utf-8")
+    _, rows = table_of(html, "Health of the sampler")
+    found = {what: value for (what, _), (value, _), _ in rows}
+    # Independent energies e have E (e' - e)² / var e = 2.
+    assert float(found.pop("smallest E-BFMI of a chain")) == pytest.approx(2.0, abs=0.2)
+    assert found == {
+        "divergent transitions": "7 of 4,000",
+        "tree depth": "mean 3.0, largest 3",
+        "step size by chain": "0.125 to 0.75",
+    }
+
+
+def sandwich(low: float, high: float) -> Any:
+    table = pd.DataFrame({"name": ["ELBO", "EUBO"], "value": [low, high]})
+    lower, upper = SimpleNamespace(value=low, se=0.1), SimpleNamespace(value=high, se=0.2)
+    return SimpleNamespace(lower=lower, upper=upper, table=table, plot=lambda: plt.subplots()[0])
+
+
+def test_evidence_and_calibration_have_sections(tmp_path: Path) -> None:
+    bounds = {"wide": sandwich(-9.0, -1.0), "tight": sandwich(-3.5, -2.25)}
+    calibration, axes = plt.subplots()
+    axes.plot([0, 1])
+    calibration.suptitle("Ranks")
+    comparison = compare({"wide": normal(1), "tight": normal(2)}, standard_normal(0))
+    html = write_report(comparison, tmp_path, evidence=bounds, calibration=calibration).read_text()
+    header, rows = table_of(html, "Best believable bounds of the log evidence, in nats")
+    assert header == ["approximation", "lower bound", "upper bound", "width"]
+    texts = [text.replace("\N{MINUS SIGN}", "-") for text, _ in rows[1]]
+    assert texts == ["tight", "-3.50 ± 0.10", "-2.25 ± 0.20", "1.25"]
+    assert "From tight, the tightest." in html
+    assert (tmp_path / "ladder.svg").exists()
+    assert {"evidence", "calibration"} <= {attrs["id"] for attrs in Page(html).all("h2")}
+    written = pd.read_csv(tmp_path / "evidence.csv")
+    assert written["approximation"].tolist() == ["wide", "wide", "tight", "tight"]
+    assert written["value"].tolist() == [-9.0, -1.0, -3.5, -2.25]
+    assert not plt.fignum_exists(calibration.number)
+
+
+def test_sections_without_numbers_are_left_out(tmp_path: Path) -> None:
+    one = np.random.default_rng(0).normal(size=(2, 300))
+    comparison = compare({"q": tree(one)}, tree(one[:, ::-1]))
+    page = Page(write_report(comparison, tmp_path / "r").read_text("utf-8"))
+    headings = re.findall(r'href="#([a-z-]+)"', (tmp_path / "r" / "index.html").read_text())
+    assert "verdicts" in headings and "marginals" in headings
+    assert not {"importance-weights", "prediction", "cost", "training"} & set(headings)
+    assert len(page.all("img")) == 3  # neither pairs nor k-hat nor training
+
+
 def test_names_are_escaped(tmp_path: Path) -> None:
-    comparison = compare({"<b>&": normal(1)}, standard_normal(0, reliability="1 < 2"))
+    comparison = compare({"<b>&": normal(1)}, standard_normal(0, reliable=1, reliability="1 < 2"))
     html = write_report(comparison, tmp_path / "r", info={"a<b": "<i>"}).read_text("utf-8")
     assert {"<b>&", "1 < 2", "a<b", "<i>"} <= set(
         re.findall(r"<b>&|1 < 2|a<b|<i>", Page(html).text)
@@ -138,14 +262,14 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 def test_long_tables_are_cut_and_say_so(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
 
-    def tree(chains: int) -> xr.DataTree:
+    def many(chains: int) -> xr.DataTree:
         draws = rng.normal(size=(chains, 100, 150))
         return xr.DataTree.from_dict(
             {"posterior": xr.Dataset({"x": (("chain", "draw", "i"), draws)})}
         )
 
-    page = Page(write_report(compare({"q": tree(1)}, tree(2)), tmp_path / "r").read_text("utf-8"))
-    assert "The 100 of 150 farthest from the reference; table.csv has all." in page.text
+    page = Page(write_report(compare({"q": many(1)}, many(2)), tmp_path / "r").read_text("utf-8"))
+    assert "the 120 of 150 farthest from the reference; table.csv has all." in page.text
     assert len((tmp_path / "r" / "table.csv").read_text().splitlines()) == 151
 
 
