@@ -10,7 +10,8 @@ from pyro_elbo_lab.annealing import cyclical_annealing, linear_annealing
 from pyro_elbo_lab.bounds import log_uniform_schedule, uniform_schedule
 from pyro_elbo_lab.comparison import Comparison, compare
 from pyro_elbo_lab.compiled import compiled
-from pyro_elbo_lab.convert import from_guide
+from pyro_elbo_lab.convert import from_guide, from_predictive, from_pyro
+from pyro_elbo_lab.dims import site_dims
 from pyro_elbo_lab.divergences import ChiUpperBound, ForwardKL, ReweightedWakeSleep, TailAdaptive
 from pyro_elbo_lab.evidence import EvidenceBounds, evidence
 from pyro_elbo_lab.fit import Fit, default_optimizer, fit
@@ -62,10 +63,11 @@ __all__ = [
     "evidence",
     "fit",
     "from_guide",
+    "from_predictive",
+    "from_pyro",
     "linear_annealing",
     "log_uniform_schedule",
     "nuts",
-    "posteriordb",
     "plot_densities",
     "plot_errors",
     "plot_evidence_bounds",
@@ -73,6 +75,8 @@ __all__ = [
     "plot_k_hat",
     "plot_pairs",
     "plot_training",
+    "posteriordb",
+    "site_dims",
     "uniform_schedule",
     "write_report",
 ]

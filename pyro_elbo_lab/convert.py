@@ -1,60 +1,94 @@
-"""From Pyro to ArviZ: named dimensions and DataTrees."""
+"""From Pyro to ArviZ: draws of samplers, guides and predictions as DataTrees."""
 
-from collections.abc import Callable, Mapping
-from numbers import Integral, Real
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import arviz_base
 import numpy as np
 import torch
 from pyro import poutine
 from xarray import DataTree
 
-from pyro_elbo_lab.layout import linear
-from pyro_elbo_lab.particles import Particles
-from pyro_elbo_lab.sampling import draw, is_vectorizable
+from pyro_elbo_lab.datatree import to_datatree
+from pyro_elbo_lab.dims import has_value, is_deterministic, trace_dims
+from pyro_elbo_lab.groups import constant_data, model_groups
+from pyro_elbo_lab.layout import lay_out, linear
+from pyro_elbo_lab.particles import Particles, Stack, sort
+from pyro_elbo_lab.replay import Replay, deterministics, observations
+from pyro_elbo_lab.sampling import draw, is_vectorizable, touching_cells
 from pyro_elbo_lab.state import forget_namesakes, seeded
-from pyro_elbo_lab.structure import Structure, analyse, aside, first_enumerated_dim, run
+from pyro_elbo_lab.structure import (
+    Structure,
+    analyse,
+    aside,
+    first_enumerated_dim,
+    run,
+)
 
-__all__ = ["from_guide", "site_dims", "to_datatree", "trace_dims"]
+__all__ = ["from_guide", "from_predictive", "from_pyro"]
 
-SAMPLE_DIMS = ("chain", "draw")
+Labels = Mapping[str, Sequence[Any]] | None
+Names = Mapping[str, Sequence[str]] | None
 
 
-def site_dims(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, tuple[str, ...]]:
-    """Names for the dimensions of every sample site of a model: its plates' names.
-
-    The model runs once, with a seed of its own. A dimension that belongs to a vectorised plate
-    bears the plate's name; every other one, such as an event dimension, is `<site>_dim_<i>`,
-    counted from 0 at each site. A plate called `chain` or `draw` counts as unnamed, and so does one
-    of which it is unclear which dimension of a `pyro.deterministic` without `event_dim` it spans.
+def from_pyro(
+    mcmc: Any,
+    model: Callable[..., Any] | None = None,
+    *args: Any,
+    coords: Labels = None,
+    dims: Names = None,
+    **kwargs: Any,
+) -> DataTree:
+    """Draws of `pyro.infer.MCMC` as ArviZ data, with what follows from the model.
 
     Args:
-        model: a Pyro model.
+        mcmc: after `run`.
+        model: the model that it ran on; without it there is only the posterior, with ArviZ's names
+            for dimensions.
         args: the model's positional arguments.
+        coords: labels of the elements of dimensions, as `{"school": ["A", "B", ...]}`.
+        dims: names of a site's dimensions after (chain, draw), where they shall be others than
+            its plates.
         kwargs: the model's keyword arguments.
 
     Returns:
-        For each latent, observed and deterministic site the names of all its dimensions, from
-        left to right; () for a scalar.
+        A tree with `posterior` (latent and deterministic sites), `sample_stats` (`diverging`, and
+        `step_size` of a single chain: Pyro keeps no more of NUTS and HMC than that, and the mean
+        acceptance rate, the attribute `acceptance_rate`), `log_likelihood` of every observation in
+        nats, `posterior_predictive`, `prior` and `prior_predictive` (500 draws), `observed_data`
+        and `constant_data` (arrays among the arguments that are not observed). A group that cannot
+        be had, or would hold more than 50 million numbers, is missing, and the attribute `notes`
+        says why. Predictions and prior are drawn with a seed of their own.
+
+    Raises:
+        ValueError: draws of a site that the model lacks, or of another shape.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
-        >>> def model():
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer import MCMC, NUTS
+        >>> def model(y):
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-        ...     with pyro.plate("school", 8):
-        ...         pyro.sample("effect", dist.Normal(mu, 1.0).expand([2]).to_event(1))
-        >>> site_dims(model)
-        {'mu': (), 'effect': ('school', 'effect_dim_0')}
+        ...     with pyro.plate("patient", len(y)):
+        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> pyro.set_rng_seed(0)
+        >>> mcmc = MCMC(NUTS(model), num_samples=50, warmup_steps=50, disable_progbar=True)
+        >>> mcmc.run(torch.zeros(3))
+        >>> tree = from_pyro(mcmc, model, torch.zeros(3))
+        >>> dict(tree["log_likelihood"].sizes)
+        {'chain': 1, 'draw': 50, 'patient': 3}
     """
+    samples = mcmc.get_samples(group_by_chain=True)
+    posterior = {name: _numpy(draws) for name, draws in samples.items()}
+    attrs: dict[str, Any] = {"inference": f"Pyro {type(mcmc.kernel).__name__}"}
+    stats = _sample_stats(mcmc, next(iter(posterior.values())).shape[:2], attrs)
+    if model is None:
+        return to_datatree(posterior, dims or {}, sample_stats=stats, coords=coords, attrs=attrs)
     with seeded(0), torch.no_grad(), poutine.block():
         trace = poutine.trace(model).get_trace(*args, **kwargs)
-    return trace_dims(trace)
-
-
-def trace_dims(trace: poutine.Trace) -> dict[str, tuple[str, ...]]:
-    """As `site_dims`, of a model that has already been run: `poutine.trace(model).get_trace()`."""
-    return {name: _dims(name, site) for name, site in trace.nodes.items() if _has_value(site)}
+        _check_sites(trace, posterior)
+        bound = _bound(model, args, kwargs)
+        posterior |= _deterministics(bound, trace, posterior)
+        groups, notes = model_groups(bound, trace, posterior)
+    return _tree(trace, posterior, stats, groups, notes, attrs, coords, dims, model, args, kwargs)
 
 
 def from_guide(
@@ -62,6 +96,8 @@ def from_guide(
     model: Callable[..., Any],
     *args: Any,
     num_samples: int = 1000,
+    coords: Labels = None,
+    dims: Names = None,
     **kwargs: Any,
 ) -> DataTree:
     """Draws of a guide as ArviZ data, each with its log-weight.
@@ -74,14 +110,20 @@ def from_guide(
         model: the Pyro model that it was fitted to.
         args: positional arguments of both.
         num_samples: the number of draws, at least 1.
+        coords: labels of the elements of dimensions, as `{"school": ["A", "B", ...]}`.
+        dims: names of a site's dimensions after (chain, draw), where they shall be others than
+            its plates.
         kwargs: keyword arguments of both.
 
     Returns:
         A tree with `posterior` (the model's latent and deterministic sites, dimensions named after
         plates, one chain), `sample_stats` with `log_p` = log p(x, z), `log_q` = log q(z) and
-        `log_weight` = log p - log q in nats, each (chain, draw), and `observed_data`. Discrete
-        sites that are summed out have no draws: they and the deterministic sites that depend on
-        them are missing, and named in the attribute `summed_out`.
+        `log_weight` = log p - log q in nats, each (chain, draw); and the other groups of
+        `from_pyro`.
+        Where latents are local to plates, `cell_log_weight` is the part of log p - log q that
+        depends on them, by index of these plates. Discrete sites that are summed out have no draws:
+        they and the deterministic sites that depend on them are missing, and named in the attribute
+        `summed_out`; the latents that the guide sets to single values are named in `points`.
 
     Raises:
         ValueError: fewer than one draw, or a guide that does not fit the model.
@@ -103,6 +145,7 @@ def from_guide(
     structure, _ = analyse(model, guide, args, kwargs)
     with aside(), torch.no_grad():
         example, _ = run(model, guide, args, kwargs)
+    vectorize = is_vectorizable(model, guide, args, kwargs)
     with torch.no_grad():
         particles = draw(
             model,
@@ -112,86 +155,205 @@ def from_guide(
             structure=structure,
             layout=linear(),
             num_outer=num_samples,
-            vectorize=is_vectorizable(model, guide, args, kwargs),
+            vectorize=vectorize,
         )
-    sites = {name: site for name, site in example.nodes.items() if _has_value(site)}
-    latent = [n for n, s in sites.items() if not s["is_observed"] or _is_deterministic(s)]
+    sites = {name: site for name, site in example.nodes.items() if has_value(site)}
+    latent = [n for n, s in sites.items() if not s["is_observed"] or is_deterministic(s)]
     summed = _summed_out(structure, model, guide, args, kwargs, {n: sites[n] for n in latent})
-    latent = [n for n in latent if n not in summed]
-    observed = [n for n in sites if n not in latent and n not in summed]
-    return to_datatree(
-        {name: _values(particles, name, sites[name]["value"].shape)[None] for name in latent},
-        trace_dims(example),
-        sample_stats={name: values[None] for name, values in _log_densities(particles).items()},
-        observed_data={name: _numpy(sites[name]["value"]) for name in observed},
-        attrs={"inference": "guide"} | ({"summed_out": ", ".join(summed)} if summed else {}),
+    posterior = {
+        name: _values(particles, name, sites[name]["value"].shape)[None]
+        for name in latent
+        if name not in summed
+    }
+    stats = {name: values[None] for name, values in _log_densities(particles).items()}
+    cells, cell_dims = _cell_log_weights(particles, model, guide, args, kwargs, vectorize)
+    with torch.no_grad(), poutine.block():
+        groups, notes = model_groups(_bound(model, args, kwargs), example, posterior)
+    attrs = {"inference": "guide"}
+    attrs |= {"summed_out": ", ".join(summed)} if summed else {}
+    attrs |= {"points": ", ".join(points)} if (points := structure.points) else {}
+    names = {**cell_dims, **(dims or {})}
+    return _tree(
+        example, posterior, stats | cells, groups, notes, attrs, coords, names, model, args, kwargs
     )
 
 
-def to_datatree(
-    posterior: Mapping[str, np.ndarray],
-    dims: Mapping[str, tuple[str, ...]],
-    *,
-    sample_stats: Mapping[str, np.ndarray] | None = None,
-    observed_data: Mapping[str, np.ndarray] | None = None,
-    attrs: Mapping[str, Any] | None = None,
+def from_predictive(
+    samples: Mapping[str, Any],
+    model: Callable[..., Any] | None = None,
+    *args: Any,
+    group: str = "posterior_predictive",
+    coords: Labels = None,
+    dims: Names = None,
+    **kwargs: Any,
 ) -> DataTree:
-    """Dress arrays in labels: a DataTree in ArviZ's layout, which `to_netcdf` can write.
+    """What `pyro.infer.Predictive` returns as ArviZ data.
 
     Args:
-        posterior: draws by site, each of shape (chain, draw, *site shape).
-        dims: names of the dimensions after (chain, draw), such as `site_dims` gives; sites
-            without an entry get ArviZ's default names.
-        sample_stats: statistics of the sampler by name, each of shape (chain, draw).
-        observed_data: observed values by site, each of the site's shape.
-        attrs: attributes of the root, strings and numbers.
+        samples: values by site, draws first.
+        model: where given, sites that it does not observe go to `posterior` (or `prior`), and
+            dimensions are named after its plates.
+        args: the model's positional arguments, with the observations.
+        group: "posterior_predictive" or "prior_predictive".
+        coords: labels of the elements of dimensions.
+        dims: names of a site's dimensions after (chain, draw).
+        kwargs: the model's keyword arguments.
 
     Returns:
-        A tree with the group `posterior`, and `sample_stats` and `observed_data` where given.
+        A tree with one chain.
 
     Raises:
-        ValueError: an array that lacks chain and draw, has other numbers of them than its
-            neighbours, or whose number of dimensions is not that of its names.
-        TypeError: an attribute that is neither a string nor a number.
+        ValueError: another group, or sites with different numbers of draws.
 
     Example:
-        >>> tree = to_datatree({"effect": np.zeros((4, 100, 8))}, {"effect": ("school",)})
-        >>> dict(tree["posterior"].sizes)
-        {'chain': 4, 'draw': 100, 'school': 8}
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer import Predictive
+        >>> def model(y=None):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("patient", 3):
+        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> samples = Predictive(model, num_samples=100)()
+        >>> tree = from_predictive(samples, model, torch.zeros(3), group="prior_predictive")
+        >>> dict(tree["prior_predictive"].sizes)
+        {'chain': 1, 'draw': 100, 'patient': 3}
+        >>> list(tree["prior"])
+        ['mu']
     """
-    draws = {**posterior, **(sample_stats or {})}
-    leading = next((np.shape(values)[:2] for values in draws.values()), None)
-    for name, values in draws.items():
-        if np.ndim(values) < 2 or np.shape(values)[:2] != leading:
-            raise ValueError(
-                f"'{name}' has shape {np.shape(values)}, expected (chain, draw, ...) with (chain, "
-                f"draw) = {leading} as in '{next(iter(draws))}'."
-            )
-    for name, values in (sample_stats or {}).items():
-        if np.ndim(values) != 2:
-            raise ValueError(
-                f"sample_stats['{name}'] has shape {np.shape(values)}, expected (chain, draw)."
-            )
-    observed = dict(observed_data or {})
-    shapes = {name: np.shape(values)[2:] for name, values in posterior.items()}
-    shapes |= {name: np.shape(values) for name, values in observed.items()}
-    for name, shape in shapes.items():
-        if name in dims and len(dims[name]) != len(shape):
-            raise ValueError(
-                f"'{name}' has {len(shape)} dimensions of shape {shape}, but its names are "
-                f"{tuple(dims[name])}."
-            )
-    groups = {
-        "posterior": dict(posterior),
-        "sample_stats": dict(sample_stats or {}),
-        "observed_data": observed,
+    companions = {"posterior_predictive": "posterior", "prior_predictive": "prior"}
+    if group not in companions:
+        raise ValueError(f"group={group!r}: expected one of {sorted(companions)}.")
+    arrays = {
+        name: np.asarray(_numpy(x) if isinstance(x, torch.Tensor) else x)
+        for name, x in samples.items()
     }
-    tree = arviz_base.from_dict(
-        {group: values for group, values in groups.items() if values or group == "posterior"},
-        dims={name: list(names) for name, names in dims.items() if name in shapes},
+    lengths = {name: len(values) for name, values in arrays.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"The sites have different numbers of draws: {lengths}.")
+    names: dict[str, Sequence[str]] = {}
+    observed: dict[str, np.ndarray] = {}
+    if model is not None:
+        with seeded(0), torch.no_grad(), poutine.block():
+            trace = poutine.trace(model).get_trace(*args, **kwargs)
+        names |= trace_dims(trace)
+        observed = {n: _numpy(x) for n, x in observations(trace)(trace).items()}
+        shapes = {n: trace.nodes[n]["value"].shape for n in names}
+        arrays = {n: x.reshape(len(x), *shapes[n]) if n in shapes else x for n, x in arrays.items()}
+    predicted = {n: x[None] for n, x in arrays.items() if model is None or n in observed}
+    others = {n: x[None] for n, x in arrays.items() if n not in predicted}
+    is_posterior = companions[group] == "posterior"
+    groups = {group: predicted} | ({} if is_posterior else {"prior": others})
+    return to_datatree(
+        others if is_posterior else {},
+        names | dict(dims or {}),
+        observed_data={n: x for n, x in observed.items() if n in predicted},
+        groups={name: found for name, found in groups.items() if found},
+        coords=coords,
     )
-    tree.attrs.update({name: _attribute(name, value) for name, value in (attrs or {}).items()})
-    return tree
+
+
+def _tree(
+    trace: poutine.Trace,
+    posterior: Mapping[str, np.ndarray],
+    stats: Mapping[str, np.ndarray],
+    groups: Mapping[str, Mapping[str, np.ndarray]],
+    notes: Sequence[str],
+    attrs: Mapping[str, Any],
+    coords: Labels,
+    dims: Names,
+    model: Callable[..., Any],
+    args: tuple,
+    kwargs: Mapping[str, Any],
+) -> DataTree:
+    return to_datatree(
+        posterior,
+        {**trace_dims(trace), **(dims or {})},
+        sample_stats=stats,
+        observed_data={n: _numpy(x) for n, x in observations(trace)(trace).items()},
+        groups={**groups, "constant_data": constant_data(model, args, kwargs, trace)},
+        coords=coords,
+        attrs={**attrs, **({"notes": "; ".join(notes)} if notes else {})},
+    )
+
+
+def _bound(model: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> Callable[[], Any]:
+    return lambda: model(*args, **kwargs)
+
+
+def _check_sites(trace: poutine.Trace, posterior: Mapping[str, np.ndarray]) -> None:
+    for name, draws in posterior.items():
+        site = trace.nodes.get(name)
+        shape = None if site is None else tuple(site["value"].shape)
+        if draws.shape[2:] != shape:
+            found = "no such site" if shape is None else f"a site of shape {shape}"
+            raise ValueError(
+                f"The sampler has draws of '{name}' of shape {draws.shape[2:]}, but the model has "
+                f"{found}: pass the model that was sampled, with the same arguments."
+            )
+
+
+def _deterministics(
+    model: Callable[[], Any], trace: poutine.Trace, posterior: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    extract = deterministics(trace)
+    if not extract(trace):
+        return {}
+    values = {
+        name: torch.as_tensor(x.reshape(-1, *x.shape[2:])).to(trace.nodes[name]["value"])
+        for name, x in posterior.items()
+    }
+    chains = next(iter(posterior.values())).shape[:2]
+    found = Replay(model, trace, values)(extract)
+    return {name: x.reshape(*chains, *x.shape[1:]) for name, x in found.items()}
+
+
+def _sample_stats(
+    mcmc: Any, chains: tuple[int, ...], attrs: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """What Pyro keeps of a run: where it diverged, and the step size of the last chain."""
+    diagnostics = mcmc.diagnostics()
+    stats = {}
+    if "divergences" in diagnostics:
+        diverging = np.zeros(chains, bool)
+        for i in range(chains[0]):
+            diverging[i, list(diagnostics["divergences"][f"chain {i}"])] = True
+        stats["diverging"] = diverging
+    if "acceptance rate" in diagnostics:
+        attrs["acceptance_rate"] = float(np.mean(list(diagnostics["acceptance rate"].values())))
+    step_size = getattr(mcmc.kernel, "step_size", None)
+    if chains[0] == 1 and step_size is not None:
+        stats["step_size"] = np.full(chains, float(step_size))
+    return stats
+
+
+def _cell_log_weights(
+    particles: Particles,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple,
+    kwargs: dict[str, Any],
+    vectorize: bool,
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
+    """By name, (chain, draw, *plates), and the plates; none where cells are not independent."""
+    structure = particles.structure
+    layout = lay_out(structure, "auto")
+    if not any(layout.cells.values()):
+        return {}, {}
+    with aside():
+        one = draw(model, guide, args, kwargs, structure=structure, layout=layout, leaves=True)
+    if touching_cells(one) is not None:
+        return {}, {}
+    num = particles.num_outer
+    stack = Stack(1, num, structure.max_plate_nesting, vectorize)
+    blocks = sort(particles.runs, structure, layout, stack, {}).cells
+    arrays, dims = {}, {}
+    for block in blocks:
+        plates = sorted(block.plates, key=lambda plate: block.plates[plate])
+        name = "cell_log_weight" if len(blocks) == 1 else f"cell_log_weight_{'_'.join(plates)}"
+        log_weights = block.log_weights.expand(1, num, *block.log_weights.shape[2:])
+        sizes = [log_weights.shape[block.plates[plate]] for plate in plates]
+        arrays[name] = _numpy(log_weights).reshape(1, num, *sizes)
+        dims[name] = tuple(plates)
+    return arrays, dims
 
 
 def _summed_out(
@@ -244,60 +406,3 @@ def _values(particles: Particles, name: str, shape: torch.Size) -> np.ndarray:
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().cpu().numpy()
-
-
-def _is_deterministic(site: dict[str, Any]) -> bool:
-    return bool(site["infer"].get("_deterministic"))
-
-
-def _has_value(site: dict[str, Any]) -> bool:
-    """Whether a site holds data worth a name: not a factor, a plate's indices or a parameter."""
-    if site["type"] != "sample" or type(site["fn"]).__name__ in ("Unit", "_Subsample"):
-        return False
-    return isinstance(site["value"], torch.Tensor)
-
-
-def _dims(name: str, site: dict[str, Any]) -> tuple[str, ...]:
-    shape = site["value"].shape
-    plates = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
-    event_dim = _event_dim(site, plates)
-    names: list[str | None] = [None] * len(shape)
-    for frame in plates:
-        if event_dim is None or frame.name in SAMPLE_DIMS:
-            continue
-        axis = frame.dim - event_dim
-        if _spans(shape, axis, frame.size):
-            names[axis] = frame.name
-    unnamed = iter(range(len(shape)))
-    return tuple(f"{name}_dim_{next(unnamed)}" if n is None else n for n in names)
-
-
-def _event_dim(site: dict[str, Any], plates: list[Any]) -> int | None:
-    """How many dimensions stand to the right of the plates; None where that is unclear."""
-    event_dim, value = site["fn"].event_dim, site["value"]
-    unspecified = site["infer"].get("_deterministic") and event_dim == value.dim()
-    if not unspecified:
-        return event_dim
-    fitting = [
-        n
-        for n in range(value.dim() + 1)
-        if all(_spans(value.shape, frame.dim - n, frame.size) for frame in plates)
-    ]
-    return fitting[0] if len(fitting) == 1 else None
-
-
-def _spans(shape: torch.Size, axis: int, size: int) -> bool:
-    return -axis <= len(shape) and shape[axis] == size
-
-
-def _attribute(name: str, value: Any) -> str | int | float:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool | np.bool_ | Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value)
-    raise TypeError(
-        f"attribute '{name}' is a {type(value).__name__}, expected a string or a number "
-        "(nothing else survives netCDF)."
-    )

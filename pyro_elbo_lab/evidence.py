@@ -290,18 +290,10 @@ def _cell_row(estimates: np.ndarray, num_inner: int, reason: str, subsampled: bo
 
 def _refuse_points(structure: Structure) -> None:
     """A latent that the guide sets to a number has no density, and no importance weight."""
-    points = [
-        key.name
-        for key, reads in structure.reads.items()
-        if key.side == "guide"
-        and key.name in structure.parents
-        and key.name not in structure.latents
-        and not reads
-    ]
-    if points:
+    if structure.points:
         raise ValueError(
-            f"The guide sets {points} to single values (AutoDelta, a Delta site), which have no "
-            "density: no bound of log p(x) follows. Use a guide that draws them at random."
+            f"The guide sets {list(structure.points)} to single values (AutoDelta, a Delta site), "
+            "which have no density: no bound of log p(x) follows. Use a guide that draws at random."
         )
 
 

@@ -23,6 +23,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_elbo_lab.replay import Replay, deterministics
+
 __all__ = [
     "Potential",
     "constrain",
@@ -40,7 +42,6 @@ START_RADIUS = 2.0
 
 _ATTEMPTS = 100
 _POINTS_CHECKED = 10
-_DRAWS_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
@@ -198,12 +199,11 @@ def constrain(potential: Potential, draws: np.ndarray) -> dict[str, np.ndarray]:
     """
     with torch.no_grad():
         values = _constrained(potential, draws.reshape(-1, potential.size))
-        if not potential.enumerated:
-            values |= _replay(potential, values)
-    return {
-        name: value.cpu().numpy().reshape(draws.shape[:-1] + value.shape[1:])
-        for name, value in values.items()
-    }
+    found = {name: value.cpu().numpy() for name, value in values.items()}
+    extract = deterministics(potential.trace)
+    if extract(potential.trace) and not potential.enumerated:
+        found |= Replay(potential.model, potential.trace, values)(extract)
+    return {name: x.reshape(draws.shape[:-1] + x.shape[1:]) for name, x in found.items()}
 
 
 class _FixedParams(Messenger):
@@ -261,10 +261,6 @@ def _latents(trace: poutine.Trace) -> dict[str, Site]:
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
     }
-
-
-def _deterministics(trace: poutine.Trace) -> dict[str, Site]:
-    return {n: s for n, s in trace.nodes.items() if s.get("infer", {}).get("_deterministic")}
 
 
 @contextmanager
@@ -396,57 +392,5 @@ def _constrained(potential: Potential, draws: np.ndarray) -> dict[str, Tensor]:
     return {name: potential.transforms[name].inv(value) for name, value in unconstrained.items()}
 
 
-def _replay(potential: Potential, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Deterministic sites at many draws, by site of shape (draws, *shape of the site)."""
-    sites = _deterministics(potential.trace)
-    num_draws = len(next(iter(values.values())))
-    if not sites:
-        return {}
-
-    def one_by_one(indices: Any) -> dict[str, Tensor]:
-        runs = [
-            _conditioned(potential.model, {n: v[i] for n, v in values.items()}) for i in indices
-        ]
-        return {n: torch.stack([run.nodes[n]["value"] for run in runs]) for n in sites}
-
-    probes = sorted({0, num_draws // 2, num_draws - 1})
-    probed = one_by_one(probes)
-    try:
-        chunks = [
-            _replay_at_once(potential, {n: v[i : i + _DRAWS_AT_ONCE] for n, v in values.items()})
-            for i in range(0, num_draws, _DRAWS_AT_ONCE)
-        ]
-        together = {n: torch.cat([chunk[n] for chunk in chunks]) for n in sites}
-        if all(torch.allclose(together[n][probes], probed[n], equal_nan=True) for n in sites):
-            return together
-    except (RuntimeError, ValueError, IndexError, TypeError):
-        pass  # the model is not written for an outer plate
-    return one_by_one(range(num_draws))
-
-
-def _replay_at_once(potential: Potential, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    sites = potential.trace.nodes
-    nesting = _plate_nesting(potential.trace)
-    num_draws = len(next(iter(values.values())))
-    stacked = {
-        name: value.reshape(
-            num_draws, *[1] * (nesting - len(sites[name]["fn"].batch_shape)), *value.shape[1:]
-        )
-        for name, value in values.items()
-    }
-    with pyro.plate("_draws", num_draws, dim=-1 - nesting):
-        trace = _conditioned(potential.model, stacked)
-    return {
-        name: _one_a_draw(trace.nodes[name]["value"], num_draws, site["value"].shape)
-        for name, site in _deterministics(potential.trace).items()
-    }
-
-
 def _conditioned(model: Program, values: Mapping[str, Tensor]) -> poutine.Trace:
     return poutine.trace(poutine.condition(model, dict(values))).get_trace()
-
-
-def _one_a_draw(value: Tensor, num_draws: int, shape: torch.Size) -> Tensor:
-    if value.shape == shape:  # the same at every draw
-        return value.expand(num_draws, *shape)
-    return value.reshape(num_draws, *shape)

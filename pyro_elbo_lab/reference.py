@@ -13,8 +13,10 @@ from pyro.infer import MCMC, NUTS
 from xarray import DataTree
 
 from pyro_elbo_lab.chains import TARGET_ACCEPT, Sample, sample
-from pyro_elbo_lab.convert import to_datatree, trace_dims
+from pyro_elbo_lab.datatree import to_datatree
 from pyro_elbo_lab.density import compare, compile_density
+from pyro_elbo_lab.dims import trace_dims
+from pyro_elbo_lab.groups import constant_data, model_groups
 from pyro_elbo_lab.guard import CaptureError
 from pyro_elbo_lab.potential import (
     Potential,
@@ -24,6 +26,7 @@ from pyro_elbo_lab.potential import (
     prepare,
     starting_point,
 )
+from pyro_elbo_lab.replay import observations
 from pyro_elbo_lab.state import seeded
 
 __all__ = ["nuts"]
@@ -82,10 +85,12 @@ def nuts(
     Returns:
         A tree with the groups `posterior` (constrained values of latent and deterministic sites,
         dimensions named after plates), `sample_stats` (ArviZ's names; "pyro" has only `diverging`
-        and `step_size`) and `observed_data`. Attributes of the root: `sampler`; `density`,
-        "compiled", or "eager: " and why; `r_hat_max`, `ess_min` and `divergences`; `reliable`
-        (1 or 0) and `reliability`, a sentence that says why; `seconds`, the wall time of
-        everything, and `compile_seconds`, those of them until the density was compiled.
+        and `step_size`), `log_likelihood`, predictions, prior and data as in `from_pyro`; what of
+        these cannot be had is missing, and the attribute `notes` says why. Attributes of the root:
+        `sampler`; `density`, "compiled", or "eager: " and why; `r_hat_max`, `ess_min` and
+        `divergences`; `reliable` (1 or 0) and `reliability`, a sentence that says why; `seconds`,
+        the wall time of everything, and `compile_seconds`, those of them until the density was
+        compiled.
 
     Raises:
         ValueError: an unknown sampler, a number below 1, or a model that NUTS cannot sample:
@@ -126,6 +131,7 @@ def nuts(
                 potential, num_chains, num_warmup, num_samples, seed, progress
             )
             posterior = constrain(potential, drawn.draws)
+            groups, notes = model_groups(potential.model, potential.trace, posterior)
     quality = judge(posterior, drawn.stats["diverging"])
     if not quality["reliable"]:
         warnings.warn(f"The NUTS draws are {quality['reliability']}", stacklevel=2)
@@ -133,13 +139,18 @@ def nuts(
         posterior,
         trace_dims(potential.trace),
         sample_stats=drawn.stats,
-        observed_data=_observed(potential),
+        observed_data={
+            name: x.detach().cpu().numpy()
+            for name, x in observations(potential.trace)(potential.trace).items()
+        },
+        groups={**groups, "constant_data": constant_data(model, args, kwargs, potential.trace)},
         attrs={
             "sampler": sampler,
             "density": drawn.density,
             **quality,
             "compile_seconds": drawn.compile_seconds,
             "seconds": time.perf_counter() - started,
+            **({"notes": "; ".join(notes)} if notes else {}),
         },
     )
 
@@ -218,15 +229,6 @@ def _ess(x: np.ndarray) -> float:
         float(arviz_stats.ess(x, method="bulk")),
         float(arviz_stats.ess(x, method="tail", prob=(0.05, 0.95))),
     )
-
-
-def _observed(potential: Potential) -> dict[str, np.ndarray]:
-    return {
-        name: potential.trace.nodes[name]["value"].detach().cpu().numpy()
-        for name in trace_dims(potential.trace)
-        if potential.trace.nodes[name]["is_observed"]
-        and not potential.trace.nodes[name]["infer"].get("_deterministic")
-    }
 
 
 def _nutpie(potential: Potential, *settings: Any) -> Sample:

@@ -104,6 +104,18 @@ class Structure:
         return max((-dim for dim in self.plate_dims.values()), default=0)
 
     @property
+    def points(self) -> tuple[str, ...]:
+        """The model's latents that the guide sets to single values, which have no density."""
+        return tuple(
+            key.name
+            for key, reads in self.reads.items()
+            if key.side == "guide"
+            and key.name in self.parents
+            and key.name not in self.latents
+            and not reads
+        )
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What is summed out, for messages."""
         summed = {key: set(self.enumerated).intersection(names) for key, names in self.sums.items()}

@@ -11,7 +11,8 @@ import pytest
 import torch
 import xarray as xr
 
-from pyro_elbo_lab.convert import site_dims, to_datatree
+from pyro_elbo_lab.datatree import to_datatree
+from pyro_elbo_lab.dims import site_dims
 
 
 def normal(*batch: int) -> dist.Normal:
@@ -161,11 +162,19 @@ def test_datatree_survives_netcdf(tmp_path: Path) -> None:
         ),
         (
             {"posterior": {"z": np.zeros((2, 5))}, "sample_stats": {"lp": np.zeros((2, 4))}},
-            r"'lp' has shape \(2, 4\)",
+            r"sample_stats\['lp'\] has shape \(2, 4\)",
         ),
         (
-            {"posterior": {"z": np.zeros((2, 5))}, "sample_stats": {"lp": np.zeros((2, 5, 1))}},
-            r"sample_stats\['lp'\] has shape \(2, 5, 1\)",
+            {"posterior": {"z": np.zeros((2, 5))}, "sample_stats": {"lp": np.zeros(2)}},
+            r"sample_stats\['lp'\] has shape \(2,\)",
+        ),
+        (
+            {
+                "posterior": {"z": np.zeros((2, 5, 3))},
+                "dims": {"z": ("a",)},
+                "coords": {"a": ["x", "y"]},
+            },
+            r"coords\['a'\] has 2 labels, but dimension 'a' has size 3",
         ),
     ],
 )

@@ -25,8 +25,11 @@ STORY = [
         "environment",
         "noise",
         "guard",
+        "datatree",
     ],
-    ["simplify", "scans", "dispatch"],
+    ["simplify", "scans", "dispatch", "dims"],
+    ["replay"],
+    ["groups"],
     ["enumeration", "products"],
     ["structure"],
     ["layout", "sleep", "given"],
@@ -89,6 +92,9 @@ RUN_MODELS_UNDER_POUTINE = {
     "convert",
     "fit",
     "potential",
+    "dims",
+    "replay",
+    "groups",
 }
 
 
