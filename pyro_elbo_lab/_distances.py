@@ -1,60 +1,150 @@
 """Distances between draws of many scalar parameters, in units of the reference's sd.
 
-Every function takes draws of P parameters, shape ``(P, chain, draw)``, and returns ``(P,)``.
+Draws of P parameters have shape ``(P, chain, draw)``; every result has shape ``(P,)``.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
-from arviz_stats.base import array_stats
 
-INTERVAL = 0.9
-"""Probability of the central interval whose coverage is compared."""
+from pyro_elbo_lab._chains import mixing, standard_error
+
+INTERVALS = {"coverage_50": 0.5, "coverage": 0.9}
+"""Probabilities of the central intervals whose coverage is compared, by column."""
+
+QUANTILES = {
+    "quantile_05_error": 0.05,
+    "quantile_25_error": 0.25,
+    "quantile_50_error": 0.5,
+    "quantile_75_error": 0.75,
+    "quantile_95_error": 0.95,
+}
+"""Probabilities of the quantiles that are compared, by column."""
+
+MIDDLE, TAILS = (0.25, 0.75), (0.01, 0.99)
+"""Intervals whose widths are compared: the middle half, and all but 1 % at either end."""
 
 
-def distances(draws: np.ndarray, reference: np.ndarray) -> dict[str, np.ndarray]:
-    """Return how ``draws`` differ from ``reference``, and Monte Carlo errors.
+@dataclass(frozen=True)
+class Moments:
+    """Draws ``(P, chain, draw)``, and their means and sds with Monte Carlo standard errors.
 
-    Keys, all free of units: ``mean_error`` (difference of means over the reference sd),
-    ``sd_ratio``, ``wasserstein`` (1-Wasserstein distance over the reference sd), ``coverage``
-    (share of the reference inside the draws' central 90 % interval); ``mean_error_mcse`` and
-    ``sd_ratio_mcse`` combine the Monte Carlo standard errors of both sides.
+    ``ess`` is the lesser effective sample size of the two, ``r_hat`` the larger R-hat.
+    """
+
+    draws: np.ndarray
+    mean: np.ndarray
+    mean_se: np.ndarray
+    sd: np.ndarray
+    sd_se: np.ndarray
+    ess: np.ndarray
+    r_hat: np.ndarray
+    sorted: np.ndarray
+
+    @classmethod
+    def of(cls, draws: np.ndarray) -> "Moments":
+        mean, sd = _mean(draws), _sd(draws)
+        square = (draws - mean[:, None, None]) ** 2
+        of_mean, of_sd = mixing(draws), mixing(square)
+        square_se = square.std((1, 2), ddof=1) / np.sqrt(of_sd.ess)
+        return cls(
+            draws=draws,
+            mean=mean,
+            mean_se=sd / np.sqrt(of_mean.ess),
+            sd=sd,
+            sd_se=np.divide(square_se, 2 * sd, out=np.zeros_like(sd), where=sd > 0),
+            ess=np.minimum(of_mean.ess, of_sd.ess),
+            r_hat=np.maximum(of_mean.r_hat, of_sd.r_hat),
+            sorted=np.sort(draws.reshape(len(draws), -1), axis=1),
+        )
+
+    def quantile(self, p: float | np.ndarray) -> np.ndarray:
+        """The quantile at ``p``, a number or ``(P,)``, linear between the draws."""
+        place = np.broadcast_to(np.clip(p, 0, 1) * (self.sorted.shape[1] - 1), self.mean.shape)
+        below = np.minimum(place.astype(int), self.sorted.shape[1] - 2)
+        rows = np.arange(len(below))
+        low, high = self.sorted[rows, below], self.sorted[rows, below + 1]
+        return low + (high - low) * (place - below)
+
+    def width(self, interval: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+        """Width of an interval between two quantiles, and its Monte Carlo standard error."""
+        low, high = interval
+        width = self.quantile(high) - self.quantile(low)
+        return width, np.hypot(self._quantile_se(low), self._quantile_se(high))
+
+    def _quantile_se(self, p: float) -> np.ndarray:
+        """Half the distance of the quantiles one standard error of the probability apart."""
+        se = np.sqrt(p * (1 - p) / self.ess)
+        return (self.quantile(p + se) - self.quantile(p - se)) / 2
+
+
+def differences(z: Moments, r: Moments) -> dict[str, np.ndarray]:
+    """Return how draws ``z`` differ from a reference ``r``, both standardised, and the errors.
+
+    Keys, all free of units:
+
+    * ``mean_error``: difference of means over the reference sd;
+    * ``sd_ratio``: sd over that of the reference;
+    * ``wasserstein``: 1-Wasserstein distance over the reference sd;
+    * ``quantile_05_error`` … ``quantile_95_error``: differences of quantiles over the reference sd;
+    * ``coverage_50``, ``coverage``: share of the reference inside the draws' central 50 % and 90 %
+      intervals;
+    * ``middle_ratio``: width of the middle half over that of the reference;
+    * ``tail_ratio``: the same for the central 98 %.
+
+    Those with ``_mcse`` are Monte Carlo standard errors of both sides together.
 
     >>> rng = np.random.default_rng(0)
-    >>> result = distances(1 + 2 * rng.normal(size=(1, 1, 4000)), rng.normal(size=(1, 4, 1000)))
+    >>> r = Moments.of(rng.normal(size=(1, 4, 1000)))
+    >>> result = differences(Moments.of(1 + 2 * rng.normal(size=(1, 1, 4000))), r)
     >>> [round(float(result[key][0]), 1) for key in ("mean_error", "sd_ratio", "wasserstein")]
     [1.0, 2.0, 1.2]
     """
-    z, r = standardised(draws, reference), standardised(reference, reference)
-    return {
-        "mean_error": _mean(z),
-        "mean_error_mcse": np.hypot(_mcse(z, "mean"), _mcse(r, "mean")),
-        "sd_ratio": _sd(z),
-        "sd_ratio_mcse": np.hypot(_mcse(z, "sd"), _sd(z) * _mcse(r, "sd")),
-        "wasserstein": wasserstein(z, r),
-        "coverage": coverage(z, r),
+    distance, distance_se = wasserstein(z.draws, r.draws)
+    columns = {
+        "mean_error": z.mean,
+        "mean_error_mcse": np.hypot(z.mean_se, r.mean_se),
+        "sd_ratio": z.sd,
+        "sd_ratio_mcse": np.hypot(z.sd_se, z.sd * r.sd_se),
+        "wasserstein": distance,
+        "wasserstein_mcse": distance_se,
     }
+    columns |= {name: z.quantile(p) - r.quantile(p) for name, p in QUANTILES.items()}
+    columns |= {name: coverage(z.draws, r.draws, p) for name, p in INTERVALS.items()}
+    for name, interval in (("middle_ratio", MIDDLE), ("tail_ratio", TAILS)):
+        columns |= _ratio(name, z.width(interval), r.width(interval))
+    return columns
 
 
 def noise_floors(reference: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the distance from perfect agreement that two halves of the reference show."""
+    """Return the distance from perfect agreement that two halves of the reference show.
+
+    One for each distance of :func:`differences`, with suffix ``_floor``; ``quantile_floor`` is
+    the largest of those of the quantiles.
+    """
     first, second = halves(standardised(reference, reference))
-    coverages = coverage(first, second), coverage(second, first)
-    return {
+    floors = {
         "mean_error_floor": np.abs(_mean(first) - _mean(second)),
         "sd_ratio_floor": np.abs(_sd(first) - _sd(second)),
-        "wasserstein_floor": wasserstein(first, second),
-        "coverage_floor": np.abs(np.subtract(coverages, INTERVAL)).max(0),
+        "wasserstein_floor": wasserstein(first, second)[0],
     }
+    probabilities = [*QUANTILES.values(), *MIDDLE, *TAILS]
+    a, b = (np.quantile(half, probabilities, axis=(1, 2)) for half in (first, second))
+    floors["quantile_floor"] = np.abs(a - b)[: len(QUANTILES)].max(0)
+    for name, p in INTERVALS.items():
+        coverages = coverage(first, second, p), coverage(second, first, p)
+        floors[f"{name}_floor"] = np.abs(np.subtract(coverages, p)).max(0)
+    for name, (low, high) in (("middle_ratio", (-4, -3)), ("tail_ratio", (-2, -1))):
+        floors[f"{name}_floor"] = np.abs(_over(a[high] - a[low], b[high] - b[low]) - 1)
+    return floors
 
 
-def weighted_moments(
-    draws: np.ndarray, reference: np.ndarray, weights: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Return mean error and sd ratio of ``draws`` under ``weights``, and their standard errors.
+def weighted_differences(z: np.ndarray, r: Moments, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Return mean error and sd ratio of standardised draws under ``weights``, and their errors.
 
     ``weights`` has shape ``(chain * draw,)`` and sums to one. The standard errors are those of
     self-normalised importance sampling, √Σ w²(f - E_w f)², combined with the reference's.
     """
-    z, r = standardised(draws, reference), standardised(reference, reference)
     flat = z.reshape(len(z), -1)
     mean = flat @ weights
     square = (flat - mean[:, None]) ** 2
@@ -65,9 +155,9 @@ def weighted_moments(
     sd_se = np.divide(variance_se, 2 * sd, out=np.zeros_like(sd), where=sd > 0)
     return {
         "mean_error_weighted": mean,
-        "mean_error_weighted_mcse": np.hypot(mean_se, _mcse(r, "mean")),
+        "mean_error_weighted_mcse": np.hypot(mean_se, r.mean_se),
         "sd_ratio_weighted": sd,
-        "sd_ratio_weighted_mcse": np.hypot(sd_se, sd * _mcse(r, "sd")),
+        "sd_ratio_weighted_mcse": np.hypot(sd_se, sd * r.sd_se),
     }
 
 
@@ -92,25 +182,55 @@ def is_constant(draws: np.ndarray, eps: float) -> np.ndarray:
     return np.ptp(draws, axis=(1, 2)) <= 16 * eps * np.abs(draws).max((1, 2))
 
 
-def wasserstein(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return ∫ |F_a⁻¹(p) - F_b⁻¹(p)| dp, exact for the two empirical distributions.
+def wasserstein(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return ∫ |F_a(x) - F_b(x)| dx, exact for the two empirical distributions, and its mcse.
 
-    Both quantile functions are steps, and the steps of all parameters lie at the same
-    probabilities, so one grid serves them all.
+    The distance is a difference of means, E_a h - E_b h, of the Kantorovich potential h, whose
+    slope is the sign of F_b - F_a (Villani 2009, "Optimal transport", chapter 5). To first order h
+    does not change with the draws, so that the error of the distance is that of the two means
+    (Sommerfeld & Munk 2018, "Inference for empirical Wasserstein distances", JRSS B 80). Where the
+    distributions are equal that order vanishes, and only the noise floor tells the noise.
     """
-    a, b = (np.sort(x.reshape(len(x), -1), axis=1) for x in (a, b))
-    n, m = a.shape[1], b.shape[1]
-    # Probabilities in units of 1/(n m), as integers: the steps of both sides, without rounding.
-    steps = np.union1d(np.arange(n) * m, np.arange(m) * n)
-    widths = np.diff(np.append(steps, n * m)) / (n * m)
-    return np.abs(a[:, steps // m] - b[:, steps // n]) @ widths
+    sides = a.reshape(len(a), -1), b.reshape(len(b), -1)
+    n, m = sides[0].shape[1], sides[1].shape[1]
+    pooled = np.concatenate(sides, axis=1)
+    order = np.argsort(pooled, axis=1)
+    gaps = np.diff(np.take_along_axis(pooled, order, 1), axis=1)
+    # In units of 1/(n m), as integers: F_a = F_b is found without rounding.
+    difference = np.cumsum(np.where(order < n, m, -n), axis=1)[:, :-1]
+    distance = (np.abs(difference) * gaps).sum(1) / (n * m)
+    potential = np.empty_like(pooled)
+    climbed = np.pad(np.cumsum(-np.sign(difference) * gaps, axis=1), ((0, 0), (1, 0)))
+    np.put_along_axis(potential, order, climbed, 1)
+    errors = [
+        standard_error(part.reshape(side.shape))
+        for part, side in ((potential[:, :n], a), (potential[:, n:], b))
+    ]
+    return distance, np.hypot(*errors)
 
 
-def coverage(draws: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Return the share of ``reference`` inside the central 90 % interval of ``draws``."""
-    tails = (1 - INTERVAL) / 2, (1 + INTERVAL) / 2
+def coverage(draws: np.ndarray, reference: np.ndarray, probability: float = 0.9) -> np.ndarray:
+    """Return the share of ``reference`` inside a central interval of ``draws``."""
+    tails = (1 - probability) / 2, (1 + probability) / 2
     low, high = np.quantile(draws, tails, axis=(1, 2))[..., None, None]
     return ((low <= reference) & (reference <= high)).mean((1, 2))
+
+
+def _ratio(
+    name: str, z: tuple[np.ndarray, np.ndarray], r: tuple[np.ndarray, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Ratio of two widths and its standard error; each width comes with its own."""
+    (width, se), (reference, reference_se) = z, r
+    ratio = _over(width, reference)
+    return {
+        name: ratio,
+        f"{name}_mcse": np.hypot(_over(se, reference), ratio * _over(reference_se, reference)),
+    }
+
+
+def _over(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a / b; NaN where b is 0, as widths of discrete parameters may be."""
+    return np.divide(a, b, out=np.full(np.shape(a), np.nan), where=b > 0)
 
 
 def _mean(draws: np.ndarray) -> np.ndarray:
@@ -119,10 +239,3 @@ def _mean(draws: np.ndarray) -> np.ndarray:
 
 def _sd(draws: np.ndarray) -> np.ndarray:
     return draws.std((1, 2), ddof=1)
-
-
-def _mcse(draws: np.ndarray, method: str) -> np.ndarray:
-    """Return the Monte Carlo standard error, 0 where the draws do not vary."""
-    with np.errstate(invalid="ignore"):
-        errors = array_stats.mcse(draws, chain_axis=1, draw_axis=2, method=method)
-    return np.where(_sd(draws) > 0, np.reshape(errors, len(draws)), 0.0)

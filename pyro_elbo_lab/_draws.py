@@ -9,6 +9,7 @@ MIN_DRAWS_PER_CHAIN = 25
 """Fewest draws a chain must have: five draws in the upper fifth are what a tail fit needs."""
 
 _SAMPLE_DIMS = ("chain", "draw")
+_ELEMENT = "_element"
 
 
 def posterior(tree: xr.DataTree, name: str) -> xr.Dataset:
@@ -17,8 +18,8 @@ def posterior(tree: xr.DataTree, name: str) -> xr.Dataset:
     ``name`` is what error messages call the tree.
 
     Raises:
-        ValueError: if there is no posterior group, a variable has no chain or draw dimension, a
-            chain is too short, or a draw is NaN or infinite.
+        ValueError: if there is no posterior group, a variable has no chain or draw dimension, or
+            a chain is too short.
     """
     if "posterior" not in tree.children:
         groups = sorted(tree.children) or "none"
@@ -32,7 +33,6 @@ def posterior(tree: xr.DataTree, name: str) -> xr.Dataset:
     }
     for variable, array in numeric.items():
         _check_sample_dims(array, variable, name)
-        _check_finite(array, variable, name)
     return xr.Dataset(numeric).transpose(*_SAMPLE_DIMS, ...)
 
 
@@ -78,9 +78,35 @@ def labels(array: xr.DataArray) -> list[str]:
 
 
 def elements(array: xr.DataArray, index: np.ndarray) -> np.ndarray:
-    """Return the draws of the scalar elements ``index`` as float64 ``(P, chain, draw)``."""
-    flat = array.values.reshape(*array.shape[:2], -1)
-    return np.moveaxis(flat[..., index], -1, 0).astype(np.float64)
+    """Return the draws of the scalar elements ``index`` as float64 ``(P, chain, draw)``.
+
+    Only these are read where the array lies in a file.
+    """
+    dims = array.dims[2:]
+    if dims:
+        places = np.unravel_index(index, array.shape[2:])
+        array = array.isel({d: (_ELEMENT, i) for d, i in zip(dims, places, strict=True)})
+    else:
+        array = array.expand_dims(_ELEMENT)
+    values = array.variable.transpose(_ELEMENT, *_SAMPLE_DIMS).values
+    return np.ascontiguousarray(values, dtype=np.float64)
+
+
+def check_finite(draws: np.ndarray, array: xr.DataArray, index: np.ndarray, name: str) -> None:
+    """Refuse draws ``(P, chain, draw)`` of the elements ``index`` of ``array`` of tree ``name``.
+
+    Raises:
+        ValueError: if a draw is NaN or infinite.
+    """
+    bad = (~np.isfinite(draws)).sum((1, 2))
+    if not bad.any():
+        return
+    first = int(np.flatnonzero(bad)[0])
+    raise ValueError(
+        f"posterior variable {str(array.name)!r} of {name!r} has {bad[first]} NaN or infinite "
+        f"values among {draws[0].size} draws of {labels(array)[index[first]]}; remove them or "
+        "repair the fit"
+    )
 
 
 def log_weights(tree: xr.DataTree, draws: xr.Dataset, name: str) -> np.ndarray | None:
@@ -113,18 +139,6 @@ def _check_sample_dims(array: xr.DataArray, variable: str, name: str) -> None:
             f"{name!r} has {array.sizes['chain']} chains of {array.sizes['draw']} draws; at "
             f"least {MIN_DRAWS_PER_CHAIN} draws a chain are needed to compare distributions"
         )
-
-
-def _check_finite(array: xr.DataArray, variable: str, name: str) -> None:
-    bad = ~np.isfinite(array.transpose(..., *_SAMPLE_DIMS).values)
-    if not bad.any():
-        return
-    per_element = bad.sum((-2, -1)).ravel()
-    first = labels(array)[int(np.flatnonzero(per_element)[0])]
-    raise ValueError(
-        f"posterior variable {variable!r} of {name!r} has {bad.sum()} NaN or infinite values "
-        f"among {bad.size} draws, the first in {first}; remove them or repair the fit"
-    )
 
 
 def _names_elements(array: xr.DataArray, dim: object) -> bool:

@@ -127,7 +127,7 @@ def test_page_says_it_all_verdicts_first(page: Page, comparison: Comparison) -> 
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
-    comparison = compare({"<b>&": normal(1)}, standard_normal(0, reliability="1 < 2"))
+    comparison = compare({"<b>&": normal(1)}, standard_normal(0, reliable=1, reliability="1 < 2"))
     html = write_report(comparison, tmp_path / "r", info={"a<b": "<i>"}).read_text("utf-8")
     assert {"<b>&", "1 < 2", "a<b", "<i>"} <= set(
         re.findall(r"<b>&|1 < 2|a<b|<i>", Page(html).text)

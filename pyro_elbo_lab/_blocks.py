@@ -1,0 +1,90 @@
+"""The scalar parameters of a reference, in blocks small enough to work on at once."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from pyro_elbo_lab import _draws
+from pyro_elbo_lab._distances import is_constant
+
+SIZE = 256
+"""Most scalar parameters in a block: bounds memory to a few thousand draws arrays."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some scalar elements of one variable: flat indices and labels, equally many."""
+
+    variable: str
+    index: np.ndarray
+    labels: list[str]
+
+
+def varying_blocks(target: xr.Dataset) -> tuple[list[Block], list[str]]:
+    """Split the parameters that vary in the reference into blocks, and note those that do not.
+
+    Raises:
+        ValueError: if two parameters have the same label, or a draw is NaN or infinite.
+    """
+    blocks, constant = [], []
+    for variable, array in target.data_vars.items():
+        labels = np.array(_draws.labels(array), dtype=object)
+        _check_unique(labels)
+        eps = np.finfo(array.dtype).eps if array.dtype.kind == "f" else 0.0
+        for start in range(0, len(labels), SIZE):
+            index = np.arange(start, min(start + SIZE, len(labels)))
+            draws = _draws.elements(array, index)
+            _draws.check_finite(draws, array, index, "reference")
+            fixed = is_constant(draws, float(eps))
+            constant += labels[index[fixed]].tolist()
+            if not fixed.all():
+                index = index[~fixed]
+                blocks.append(Block(str(variable), index, labels[index].tolist()))
+    if not constant:
+        return blocks, []
+    return blocks, [f"not compared, constant in the reference: {enumerated(constant)}"]
+
+
+def any_varies(draws: xr.Dataset) -> bool:
+    """Whether any scalar parameter has two different draws."""
+    return any(
+        np.ptp(_draws.elements(array, np.arange(start, min(start + SIZE, size))), (1, 2)).any()
+        for array in draws.data_vars.values()
+        for size in [int(np.prod(array.shape[2:]))]
+        for start in range(0, size, SIZE)
+    )
+
+
+def evenly_spaced(blocks: list[Block], most: int) -> list[Block]:
+    """At most ``most`` of the parameters of ``blocks``, at equal distances."""
+    total = sum(len(block.labels) for block in blocks)
+    chosen = np.unique(np.linspace(0, total - 1, min(most, total)).astype(int))
+    found, start = [], 0
+    for block in blocks:
+        places = chosen[(start <= chosen) & (chosen < start + len(block.labels))] - start
+        if places.size:
+            labels = [block.labels[i] for i in places]
+            found.append(Block(block.variable, block.index[places], labels))
+        start += len(block.labels)
+    return found
+
+
+def enumerated(names: list[str], most: int = 10) -> str:
+    """The names in one line, of many of them the first ten."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def labels_of(blocks: Iterable[Block]) -> list[str]:
+    return [label for block in blocks for label in block.labels]
+
+
+def _check_unique(labels: np.ndarray) -> None:
+    names, counts = np.unique(labels.astype(str), return_counts=True)
+    if counts.max(initial=0) > 1:
+        raise ValueError(
+            "the reference has several parameters of the same name, "
+            f"{enumerated(names[counts > 1].tolist())}: coordinate values must be unique"
+        )

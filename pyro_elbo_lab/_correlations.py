@@ -1,0 +1,67 @@
+"""Errors of correlations, and spreads that depend on another parameter."""
+
+import numpy as np
+from scipy.stats import rankdata
+
+
+def correlations(draws: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the correlations of parameters ``(P, N)`` with others ``(A, N)``, shape ``(P, A)``.
+
+    0 where one of the two does not vary.
+    """
+    return _unit(draws) @ _unit(others).T
+
+
+def largest_difference(
+    a: np.ndarray, b: np.ndarray, own: np.ndarray, ess_a: np.ndarray, ess_b: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the largest difference of each parameter's correlations, and its standard error.
+
+    Args:
+        a: correlations with some parameters, ``(P, A)``.
+        b: the same on the other side.
+        own: which of them are correlations of a parameter with itself, ``(P, A)``.
+        ess_a: effective sample sizes behind ``a``, ``(P,)``; the standard error of a correlation
+            r of normal draws is (1 - r²)/√ESS.
+        ess_b: those behind ``b``.
+
+    Returns:
+        Both of shape ``(P,)``, NaN where there is no other parameter.
+    """
+    difference = np.where(own, -1.0, np.abs(a - b))
+    worst = difference.argmax(1)[:, None]
+    size = np.take_along_axis(difference, worst, 1)[:, 0]
+    errors = [
+        (1 - np.take_along_axis(rho, worst, 1)[:, 0] ** 2) / np.sqrt(ess)
+        for rho, ess in ((a, ess_a), (b, ess_b))
+    ]
+    alone = size < 0
+    return np.where(alone, np.nan, size), np.where(alone, np.nan, np.hypot(*errors))
+
+
+def governed_spread(draws: np.ndarray) -> np.ndarray:
+    """Return how closely the spread of any other parameter follows each parameter.
+
+    The largest rank correlation, in absolute value, of a parameter with the distance of another
+    one from its median. It is large for the parameter at the root of a funnel (Neal 2003;
+    Betancourt & Girolami 2015) and zero, up to noise, for any normal distribution.
+
+    Args:
+        draws: ``(draw, parameter)``, independent.
+
+    >>> rng = np.random.default_rng(0)
+    >>> v = rng.normal(size=(1000, 1))
+    >>> funnel = np.hstack([v, np.exp(v) * rng.normal(size=(1000, 3))])
+    >>> governed_spread(funnel).round(1)
+    array([0.7, 0. , 0. , 0. ])
+    """
+    spread = np.abs(draws - np.median(draws, axis=0))
+    found = np.abs(correlations(rankdata(draws, axis=0).T, rankdata(spread, axis=0).T))
+    np.fill_diagonal(found, 0.0)
+    return found.max(1)
+
+
+def _unit(draws: np.ndarray) -> np.ndarray:
+    centred = draws - draws.mean(1, keepdims=True)
+    length = np.linalg.norm(centred, axis=1, keepdims=True)
+    return np.divide(centred, length, out=np.zeros_like(centred), where=length > 0)
