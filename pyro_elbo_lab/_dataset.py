@@ -129,8 +129,9 @@ class _Side:
         """Compare the parameters of a block, whose reference is ``raw`` and ``r``."""
         z = Moments.of(standardised(_elements(self.name, self.draws, block, target), raw))
         columns = differences(z, r)
-        flat, reference = z.draws.reshape(len(z.draws), -1), r.draws.reshape(len(raw), -1)
-        columns["missed_mode"] = missed_modes(flat, reference, r.ess / reference.shape[1])
+        share_independent = r.ess / r.sorted.shape[1]
+        columns["missed_mode"] = missed_modes(z.sorted, r.sorted, share_independent)
+        columns["extra_mode"] = missed_modes(r.sorted, z.sorted, z.ess / z.sorted.shape[1])
         columns |= self._correlation_errors(block, z, r)
         if self.found:
             columns |= weighted_differences(z.draws, r, self.found.weights)

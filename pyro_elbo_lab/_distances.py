@@ -21,8 +21,8 @@ QUANTILES = {
 }
 """Probabilities of the quantiles that are compared, by column."""
 
-MIDDLE, TAILS = (0.25, 0.75), (0.01, 0.99)
-"""Intervals whose widths are compared: the middle half, and all but 1 % at either end."""
+RATIOS = {"middle_ratio": (0.25, 0.75), "tail_ratio": (0.01, 0.99)}
+"""Intervals whose widths are compared, by column: the middle half, all but 1 % at either end."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,12 @@ class Moments:
             sd_se=np.divide(square_se, 2 * sd, out=np.zeros_like(sd), where=sd > 0),
             ess=np.minimum(of_mean.ess, of_sd.ess),
             r_hat=np.maximum(of_mean.r_hat, of_sd.r_hat),
-            sorted=np.sort(draws.reshape(len(draws), -1), axis=1),
+            sorted=_sorted(draws),
         )
 
     def quantile(self, p: float | np.ndarray) -> np.ndarray:
         """The quantile at ``p``, a number or ``(P,)``, linear between the draws."""
-        place = np.broadcast_to(np.clip(p, 0, 1) * (self.sorted.shape[1] - 1), self.mean.shape)
-        below = np.minimum(place.astype(int), self.sorted.shape[1] - 2)
-        rows = np.arange(len(below))
-        low, high = self.sorted[rows, below], self.sorted[rows, below + 1]
-        return low + (high - low) * (place - below)
+        return quantile(self.sorted, p)
 
     def width(self, interval: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
         """Width of an interval between two quantiles, and its Monte Carlo standard error."""
@@ -100,18 +96,17 @@ def differences(z: Moments, r: Moments) -> dict[str, np.ndarray]:
     >>> [round(float(result[key][0]), 1) for key in ("mean_error", "sd_ratio", "wasserstein")]
     [1.0, 2.0, 1.2]
     """
-    distance, distance_se = wasserstein(z.draws, r.draws)
     columns = {
         "mean_error": z.mean,
         "mean_error_mcse": np.hypot(z.mean_se, r.mean_se),
         "sd_ratio": z.sd,
         "sd_ratio_mcse": np.hypot(z.sd_se, z.sd * r.sd_se),
-        "wasserstein": distance,
-        "wasserstein_mcse": distance_se,
+        "wasserstein": wasserstein(z.sorted, r.sorted),
+        "wasserstein_mcse": wasserstein_se(z.draws, r.draws),
     }
     columns |= {name: z.quantile(p) - r.quantile(p) for name, p in QUANTILES.items()}
-    columns |= {name: coverage(z.draws, r.draws, p) for name, p in INTERVALS.items()}
-    for name, interval in (("middle_ratio", MIDDLE), ("tail_ratio", TAILS)):
+    columns |= {name: coverage(z.sorted, r.sorted, p) for name, p in INTERVALS.items()}
+    for name, interval in RATIOS.items():
         columns |= _ratio(name, z.width(interval), r.width(interval))
     return columns
 
@@ -122,20 +117,21 @@ def noise_floors(reference: np.ndarray) -> dict[str, np.ndarray]:
     One for each distance of :func:`differences`, with suffix ``_floor``; ``quantile_floor`` is
     the largest of those of the quantiles.
     """
-    first, second = halves(standardised(reference, reference))
+    halved = halves(standardised(reference, reference))
+    a, b = map(_sorted, halved)
     floors = {
-        "mean_error_floor": np.abs(_mean(first) - _mean(second)),
-        "sd_ratio_floor": np.abs(_sd(first) - _sd(second)),
-        "wasserstein_floor": wasserstein(first, second)[0],
+        "mean_error_floor": np.abs(a.mean(1) - b.mean(1)),
+        "sd_ratio_floor": np.abs(a.std(1, ddof=1) - b.std(1, ddof=1)),
+        "wasserstein_floor": wasserstein(a, b),
     }
-    probabilities = [*QUANTILES.values(), *MIDDLE, *TAILS]
-    a, b = (np.quantile(half, probabilities, axis=(1, 2)) for half in (first, second))
-    floors["quantile_floor"] = np.abs(a - b)[: len(QUANTILES)].max(0)
+    errors = [np.abs(quantile(a, p) - quantile(b, p)) for p in QUANTILES.values()]
+    floors["quantile_floor"] = np.max(errors, axis=0)
     for name, p in INTERVALS.items():
-        coverages = coverage(first, second, p), coverage(second, first, p)
+        coverages = coverage(a, b, p), coverage(b, a, p)
         floors[f"{name}_floor"] = np.abs(np.subtract(coverages, p)).max(0)
-    for name, (low, high) in (("middle_ratio", (-4, -3)), ("tail_ratio", (-2, -1))):
-        floors[f"{name}_floor"] = np.abs(_over(a[high] - a[low], b[high] - b[low]) - 1)
+    for name, (low, high) in RATIOS.items():
+        widths = [quantile(half, high) - quantile(half, low) for half in (a, b)]
+        floors[f"{name}_floor"] = np.abs(_over(*widths) - 1)
     return floors
 
 
@@ -182,8 +178,21 @@ def is_constant(draws: np.ndarray, eps: float) -> np.ndarray:
     return np.ptp(draws, axis=(1, 2)) <= 16 * eps * np.abs(draws).max((1, 2))
 
 
-def wasserstein(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return ∫ |F_a(x) - F_b(x)| dx, exact for the two empirical distributions, and its mcse.
+def wasserstein(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return ∫ |F_a⁻¹(p) - F_b⁻¹(p)| dp, exact for the two empirical distributions.
+
+    ``a`` and ``b`` are sorted, ``(P, N)`` each. Both quantile functions are steps, and the steps of
+    all parameters lie at the same probabilities, so one grid serves them all.
+    """
+    n, m = a.shape[1], b.shape[1]
+    # Probabilities in units of 1/(n m), as integers: the steps of both sides, without rounding.
+    steps = np.union1d(np.arange(n) * m, np.arange(m) * n)
+    widths = np.diff(np.append(steps, n * m)) / (n * m)
+    return np.abs(a[:, steps // m] - b[:, steps // n]) @ widths
+
+
+def wasserstein_se(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the Monte Carlo standard error of the distance of draws ``(P, chain, draw)``.
 
     The distance is a difference of means, E_a h - E_b h, of the Kantorovich potential h, whose
     slope is the sign of F_b - F_a (Villani 2009, "Optimal transport", chapter 5). To first order h
@@ -197,23 +206,33 @@ def wasserstein(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(pooled, axis=1)
     gaps = np.diff(np.take_along_axis(pooled, order, 1), axis=1)
     # In units of 1/(n m), as integers: F_a = F_b is found without rounding.
-    difference = np.cumsum(np.where(order < n, m, -n), axis=1)[:, :-1]
-    distance = (np.abs(difference) * gaps).sum(1) / (n * m)
-    potential = np.empty_like(pooled)
-    climbed = np.pad(np.cumsum(-np.sign(difference) * gaps, axis=1), ((0, 0), (1, 0)))
-    np.put_along_axis(potential, order, climbed, 1)
-    errors = [
-        standard_error(part.reshape(side.shape))
-        for part, side in ((potential[:, :n], a), (potential[:, n:], b))
-    ]
-    return distance, np.hypot(*errors)
+    slope = -np.sign(np.cumsum(np.where(order < n, m, -n), axis=1)[:, :-1])
+    potential = np.zeros_like(pooled)
+    np.put_along_axis(potential, order[:, 1:], np.cumsum(slope * gaps, axis=1), 1)
+    of_a, of_b = potential[:, :n].reshape(a.shape), potential[:, n:].reshape(b.shape)
+    return np.hypot(standard_error(of_a), standard_error(of_b))
 
 
-def coverage(draws: np.ndarray, reference: np.ndarray, probability: float = 0.9) -> np.ndarray:
-    """Return the share of ``reference`` inside a central interval of ``draws``."""
-    tails = (1 - probability) / 2, (1 + probability) / 2
-    low, high = np.quantile(draws, tails, axis=(1, 2))[..., None, None]
-    return ((low <= reference) & (reference <= high)).mean((1, 2))
+def coverage(a: np.ndarray, b: np.ndarray, probability: float = 0.9) -> np.ndarray:
+    """Return the share of ``b`` inside a central interval of ``a``, both sorted, ``(P, N)``."""
+    low, high = (quantile(a, p)[:, None] for p in ((1 - probability) / 2, (1 + probability) / 2))
+    return ((low <= b) & (b <= high)).mean(1)
+
+
+def quantile(x: np.ndarray, p: float | np.ndarray) -> np.ndarray:
+    """Return the quantiles of sorted ``x``, ``(P, N)``, linear between the draws.
+
+    ``p`` is a number or ``(P,)``; beyond 0 and 1 they are the extremes.
+    """
+    place = np.broadcast_to(np.clip(p, 0, 1) * (x.shape[1] - 1), len(x))
+    below = np.minimum(place.astype(int), x.shape[1] - 2)
+    rows = np.arange(len(x))
+    low, high = x[rows, below], x[rows, below + 1]
+    return low + (high - low) * (place - below)
+
+
+def _sorted(draws: np.ndarray) -> np.ndarray:
+    return np.sort(draws.reshape(len(draws), -1), axis=1)
 
 
 def _ratio(

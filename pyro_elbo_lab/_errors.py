@@ -67,20 +67,20 @@ class Errors:
 
     @property
     def narrow(self) -> Mask:
-        return (self.columns["sd_ratio"] < 1 - TOLERANCE - self.slack("sd_ratio")) & ~self.tails
+        return self._sd_off & (self.columns["sd_ratio"] < 1) & ~self.tails
 
     @property
     def wide(self) -> Mask:
-        return (self.columns["sd_ratio"] > 1 + TOLERANCE + self.slack("sd_ratio")) & ~self.tails
+        return self._sd_off & (self.columns["sd_ratio"] > 1) & ~self.tails
 
     @property
     def tails(self) -> Mask:
-        """Tails whose width is off by more, as a factor squared, than that of the middle half."""
+        """Where tails or sd are off, and the tails by twice as much (in logarithms) as the middle."""
         if not self.has_shapes:
             return np.zeros(self.parameter.size, bool)
         tail, middle = self.columns["tail_ratio"], self.columns["middle_ratio"]
         off = np.abs(tail - 1) > TAIL_TOLERANCE + self.slack("tail_ratio")
-        return off & (_log_error(tail) > 2 * _log_error(middle))
+        return (off | self._sd_off) & (_log_error(tail) > 2 * _log_error(middle))
 
     @property
     def light(self) -> Mask:
@@ -156,6 +156,10 @@ class Errors:
             f"{self.parameter[worst]}) and sd ratios from {sd_ratio.min():.2f} to "
             f"{sd_ratio.max():.2f}"
         )
+
+    @property
+    def _sd_off(self) -> Mask:
+        return np.abs(self.columns["sd_ratio"] - 1) > TOLERANCE + self.slack("sd_ratio")
 
     def _worst(self, kind: str, mask: Mask) -> str:
         column, text = _WORST[kind]

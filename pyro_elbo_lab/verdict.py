@@ -43,7 +43,9 @@ def judge(row: xr.Dataset, reference_reliable: bool = True, reference_note: str 
 
     1. ``reference unreliable``: its chains disagree or diverge. Nothing can be learnt from a
        distance to it (Vehtari, Gelman, Simpson, Carpenter & Bürkner 2021; Betancourt 2017,
-       "A conceptual introduction to Hamiltonian Monte Carlo", section 6.2).
+       "A conceptual introduction to Hamiltonian Monte Carlo", section 6.2). Or, after rule 4: the
+       approximation has a mode that the reference never visits, k-hat is good, and its weights
+       do not make the mode vanish.
     2. ``point estimate``: no parameter varies, so there is no spread to compare.
     3. No error counts. ``cannot tell`` if an error of ``TOO_NOISY`` could hide in the noise.
        Otherwise ``good``; or ``good marginals`` if k-hat is above its threshold, as it sees the
@@ -92,6 +94,9 @@ def judge(row: xr.Dataset, reference_reliable: bool = True, reference_note: str 
             f"the weights can be trusted, and they give {weighted.extremes}."
         )
         return Verdict("good after importance weighting", sentence)
+    if k_hat.good and weighted.by_kind and (missing := _mode(row, "extra_mode")):
+        note = f"{missing} of the approximation, with good weights ({k_hat}), that it never visits"
+        return Verdict("reference unreliable", _unreliable_sentence(note))
     repair = _repair(k_hat, weighted)
     return _unconverged(row, plain) or _wrong_mode(row, repair) or _wrong(row, plain, repair)
 
@@ -164,17 +169,24 @@ def _unconverged(row: xr.Dataset, errors: Errors) -> Verdict | None:
 
 
 def _wrong_mode(row: xr.Dataset, repair: str) -> Verdict | None:
-    missed = row["missed_mode"].values
-    worst = int(np.argmax(missed))
-    if not missed[worst] > 0:
+    mode = _mode(row, "missed_mode")
+    if not mode:
         return None
     sentence = (
-        f"Wrong mode: {missed[worst]:.0%} of the reference lie in a mode of "
-        f"{row['parameter'].values[worst]} that the approximation never visits; {repair}; try "
+        f"Wrong mode: {mode} of the reference that the approximation never visits; {repair}; try "
         "several initial values, a mixture or a flow as guide, or an objective that covers mass, "
         "such as the forward KL."
     )
     return Verdict("wrong mode", sentence)
+
+
+def _mode(row: xr.Dataset, column: str) -> str:
+    """The largest mode that one side never visits, in words; "" if there is none."""
+    share = row[column].values
+    worst = int(np.argmax(share))
+    if not share[worst] > 0:
+        return ""
+    return f"there is a mode of {row['parameter'].values[worst]}, {share[worst]:.0%}"
 
 
 def _wrong(row: xr.Dataset, errors: Errors, repair: str) -> Verdict:
@@ -242,7 +254,8 @@ def _point_sentence(errors: Errors) -> str:
 
 
 def _unreliable_sentence(reference_note: str) -> str:
-    reason = f" ({reference_note.rstrip('.')})" if reference_note else ""
+    note = reference_note.removeprefix("not reliable: ").rstrip(".")
+    reason = f" ({note})" if note else ""
     return (
         f"Reference unreliable: the reference itself cannot be trusted{reason}; repair it first, "
         "with longer chains, a higher target acceptance or another parameterisation."
