@@ -22,6 +22,9 @@ TOO_NOISY = 0.25
 FALSE_ALARM_RATE = 0.01
 """Probability that noise alone makes any of the parameters of one approximation look wrong."""
 
+_UNSTABLE = 0.5
+"""Relative noise of an sd beyond which a few draws dominate it, as they do without a variance."""
+
 _TESTS = 5
 """Of each parameter: mean, sd, distance, tails, correlation."""
 
@@ -75,7 +78,7 @@ class Errors:
 
     @property
     def tails(self) -> Mask:
-        """Where tails or sd are off, and the tails by twice as much (in logarithms) as the middle."""
+        """Where tails or sd are off, and the tails twice as much, in logarithms, as the middle."""
         if not self.has_shapes:
             return np.zeros(self.parameter.size, bool)
         tail, middle = self.columns["tail_ratio"], self.columns["middle_ratio"]
@@ -159,7 +162,10 @@ class Errors:
 
     @property
     def _sd_off(self) -> Mask:
-        return np.abs(self.columns["sd_ratio"] - 1) > TOLERANCE + self.slack("sd_ratio")
+        """Not where an sd rests on so few draws that its own error is not known."""
+        ratio, slack = self.columns["sd_ratio"], self.slack("sd_ratio")
+        known = slack <= _UNSTABLE * np.maximum(ratio, np.finfo(float).tiny)
+        return (np.abs(ratio - 1) > TOLERANCE + slack) & (known | (ratio == 0))
 
     def _worst(self, kind: str, mask: Mask) -> str:
         column, text = _WORST[kind]

@@ -10,6 +10,8 @@ _SMOOTHING = np.array([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
 _VALLEY = 0.5
 """Highest density of a valley, relative to the lower of the peaks that it parts."""
 _Z = 4.0
+_MOST_TIES = 0.5
+"""Share of equal draws that a discrete parameter has, whose histogram shows valleys everywhere."""
 _VISITED = 0.05
 """Least mass, relative to the reference's, that counts as a visit."""
 
@@ -23,7 +25,8 @@ def missed_modes(
     below half that of the lower of the two peaks that it parts, by more than four standard errors,
     with at least 5 % of the reference beyond it. It is never visited if the draws have less than a
     twentieth of that share there, but do have draws on this side of the valley. Mass beyond the
-    draws without such a valley is a matter of spread. 0 where there is no such mode.
+    draws without such a valley is a matter of spread. 0 where there is no such mode, or
+    the parameter is discrete.
 
     Args:
         draws: of the approximation, sorted, ``(P, N)``.
@@ -41,8 +44,9 @@ def missed_modes(
     low, high = reference[:, round(0.001 * last)], reference[:, round(0.999 * last)]
     ours, theirs = (_histogram(x, low, high) for x in (draws, reference))
     scale = np.minimum(share_independent, 1.0) * reference.shape[1]
+    tied = (np.diff(reference, axis=1) == 0).mean(1) > _MOST_TIES
     sides = [_beyond(a, b, scale) for a, b in ((ours, theirs), (ours[:, ::-1], theirs[:, ::-1]))]
-    return np.maximum(*sides)
+    return np.where(tied, 0.0, np.maximum(*sides))
 
 
 def _histogram(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
