@@ -26,7 +26,7 @@ def varying_blocks(target: xr.Dataset) -> tuple[list[Block], list[str]]:
     """Split the parameters that vary in the reference into blocks, and note those that do not.
 
     Raises:
-        ValueError: if two parameters have the same label, or a draw is NaN or infinite.
+        ValueError: if two parameters have the same label.
     """
     blocks, constant = [], []
     for variable, array in target.data_vars.items():
@@ -35,9 +35,7 @@ def varying_blocks(target: xr.Dataset) -> tuple[list[Block], list[str]]:
         eps = np.finfo(array.dtype).eps if array.dtype.kind == "f" else 0.0
         for start in range(0, len(labels), SIZE):
             index = np.arange(start, min(start + SIZE, len(labels)))
-            draws = _draws.elements(array, index)
-            _draws.check_finite(draws, array, index, "reference")
-            fixed = is_constant(draws, float(eps))
+            fixed = _constant(array, index, float(eps))
             constant += labels[index[fixed]].tolist()
             if not fixed.all():
                 index = index[~fixed]
@@ -79,6 +77,14 @@ def enumerated(names: list[str], most: int = 10) -> str:
 
 def labels_of(blocks: Iterable[Block]) -> list[str]:
     return [label for block in blocks for label in block.labels]
+
+
+def _constant(array: xr.DataArray, index: np.ndarray, eps: float) -> np.ndarray:
+    """Which of some elements never vary; a few draws show of most that they do."""
+    first = array.isel(draw=slice(0, _draws.MIN_DRAWS_PER_CHAIN))
+    fixed = is_constant(_draws.elements(first, index), eps)
+    fixed[fixed] = is_constant(_draws.elements(array, index[fixed]), eps)
+    return fixed
 
 
 def _check_unique(labels: np.ndarray) -> None:

@@ -51,11 +51,6 @@ def mixing(draws: np.ndarray) -> Mixing:
     )
 
 
-def standard_error(values: np.ndarray) -> np.ndarray:
-    """Return the Monte Carlo standard error of the mean of each quantity."""
-    return values.std((1, 2), ddof=1) / np.sqrt(mixing(values).ess)
-
-
 def _autocovariance(centred: np.ndarray) -> np.ndarray:
     """Return the mean over chains of the autocovariance at each lag, ``(P, draw)``."""
     n = centred.shape[2]

@@ -5,9 +5,9 @@ from scipy.stats import rankdata
 
 
 def correlations(draws: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the correlations of parameters ``(P, N)`` with others ``(A, N)``, shape ``(P, A)``.
+    """Return the correlations of parameters with others, shape ``(P, A)``.
 
-    0 where one of the two does not vary.
+    Draws have shape ``(P, N)`` or ``(P, chain, draw)``. 0 where one of the two does not vary.
     """
     return _unit(draws) @ _unit(others).T
 
@@ -62,6 +62,7 @@ def governed_spread(draws: np.ndarray) -> np.ndarray:
 
 
 def _unit(draws: np.ndarray) -> np.ndarray:
-    centred = draws - draws.mean(1, keepdims=True)
+    flat = draws.reshape(len(draws), -1)
+    centred = flat - flat.mean(1, keepdims=True)
     length = np.linalg.norm(centred, axis=1, keepdims=True)
     return np.divide(centred, length, out=np.zeros_like(centred), where=length > 0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyro_elbo_lab._chains import mixing, standard_error
+from pyro_elbo_lab._chains import mixing
 
 INTERVALS = {"coverage_50": 0.5, "coverage": 0.9}
 """Probabilities of the central intervals whose coverage is compared, by column."""
@@ -43,7 +43,7 @@ class Moments:
 
     @classmethod
     def of(cls, draws: np.ndarray) -> "Moments":
-        mean, sd = _mean(draws), _sd(draws)
+        mean, sd = draws.mean((1, 2)), draws.std((1, 2), ddof=1)
         square = (draws - mean[:, None, None]) ** 2
         of_mean, of_sd = mixing(draws), mixing(square)
         square_se = square.std((1, 2), ddof=1) / np.sqrt(of_sd.ess)
@@ -102,7 +102,7 @@ def differences(z: Moments, r: Moments) -> dict[str, np.ndarray]:
         "sd_ratio": z.sd,
         "sd_ratio_mcse": np.hypot(z.sd_se, z.sd * r.sd_se),
         "wasserstein": wasserstein(z.sorted, r.sorted),
-        "wasserstein_mcse": wasserstein_se(z.draws, r.draws),
+        "wasserstein_mcse": wasserstein_se(z, r),
     }
     columns |= {name: z.quantile(p) - r.quantile(p) for name, p in QUANTILES.items()}
     columns |= {name: coverage(z.sorted, r.sorted, p) for name, p in INTERVALS.items()}
@@ -112,13 +112,12 @@ def differences(z: Moments, r: Moments) -> dict[str, np.ndarray]:
 
 
 def noise_floors(reference: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the distance from perfect agreement that two halves of the reference show.
+    """Return the distance from perfect agreement that halves of a standardised reference show.
 
     One for each distance of :func:`differences`, with suffix ``_floor``; ``quantile_floor`` is
     the largest of those of the quantiles.
     """
-    halved = halves(standardised(reference, reference))
-    a, b = map(_sorted, halved)
+    a, b = map(_sorted, halves(reference))
     floors = {
         "mean_error_floor": np.abs(a.mean(1) - b.mean(1)),
         "sd_ratio_floor": np.abs(a.std(1, ddof=1) - b.std(1, ddof=1)),
@@ -157,9 +156,9 @@ def weighted_differences(z: np.ndarray, r: Moments, weights: np.ndarray) -> dict
     }
 
 
-def standardised(draws: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Return ``draws`` minus the mean of ``reference``, over its sd."""
-    return (draws - _mean(reference)[:, None, None]) / _sd(reference)[:, None, None]
+def standardised(draws: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
+    """Return draws ``(P, chain, draw)`` in units of the reference's sd, from its mean."""
+    return (draws - mean[:, None, None]) / sd[:, None, None]
 
 
 def halves(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -191,26 +190,35 @@ def wasserstein(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.abs(a[:, steps // m] - b[:, steps // n]) @ widths
 
 
-def wasserstein_se(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the Monte Carlo standard error of the distance of draws ``(P, chain, draw)``.
+def wasserstein_se(z: Moments, r: Moments) -> np.ndarray:
+    """Return the Monte Carlo standard error of the Wasserstein distance.
 
     The distance is a difference of means, E_a h - E_b h, of the Kantorovich potential h, whose
     slope is the sign of F_b - F_a (Villani 2009, "Optimal transport", chapter 5). To first order h
     does not change with the draws, so that the error of the distance is that of the two means
     (Sommerfeld & Munk 2018, "Inference for empirical Wasserstein distances", JRSS B 80). Where the
-    distributions are equal that order vanishes, and only the noise floor tells the noise.
+    distributions are equal that order vanishes, and only the noise floor tells the noise. The
+    effective sample size is the lesser of those of the mean and the sd.
     """
-    sides = a.reshape(len(a), -1), b.reshape(len(b), -1)
-    n, m = sides[0].shape[1], sides[1].shape[1]
-    pooled = np.concatenate(sides, axis=1)
-    order = np.argsort(pooled, axis=1)
+    n, m = z.sorted.shape[1], r.sorted.shape[1]
+    pooled = np.concatenate([z.sorted, r.sorted], axis=1)
+    order = np.argsort(pooled, axis=1, kind="stable")  # fast on two sorted runs
     gaps = np.diff(np.take_along_axis(pooled, order, 1), axis=1)
     # In units of 1/(n m), as integers: F_a = F_b is found without rounding.
     slope = -np.sign(np.cumsum(np.where(order < n, m, -n), axis=1)[:, :-1])
-    potential = np.zeros_like(pooled)
-    np.put_along_axis(potential, order[:, 1:], np.cumsum(slope * gaps, axis=1), 1)
-    of_a, of_b = potential[:, :n].reshape(a.shape), potential[:, n:].reshape(b.shape)
-    return np.hypot(standard_error(of_a), standard_error(of_b))
+    potential = np.pad(np.cumsum(slope * gaps, axis=1), ((0, 0), (1, 0)))
+    potential -= potential.mean(1, keepdims=True)
+    is_z = order < n
+    variances = [_variance(potential, side) for side in (is_z, ~is_z)]
+    return np.sqrt(variances[0] / z.ess + variances[1] / r.ess)
+
+
+def _variance(x: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Variance over the columns of each row ``where`` it is so, equally many in each."""
+    num = where[0].sum()
+    chosen = np.where(where, x, 0.0)
+    sums, squares = chosen.sum(1), np.einsum("pn,pn->p", chosen, chosen)
+    return np.maximum(squares - sums**2 / num, 0.0) / (num - 1)
 
 
 def coverage(a: np.ndarray, b: np.ndarray, probability: float = 0.9) -> np.ndarray:
@@ -250,11 +258,3 @@ def _ratio(
 def _over(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a / b; NaN where b is 0, as widths of discrete parameters may be."""
     return np.divide(a, b, out=np.full(np.shape(a), np.nan), where=b > 0)
-
-
-def _mean(draws: np.ndarray) -> np.ndarray:
-    return draws.mean((1, 2))
-
-
-def _sd(draws: np.ndarray) -> np.ndarray:
-    return draws.std((1, 2), ddof=1)

@@ -12,8 +12,9 @@ import pandas as pd
 import xarray as xr
 
 from pyro_elbo_lab import _draws
-from pyro_elbo_lab._dataset import SCALARS, assemble, cost
+from pyro_elbo_lab._dataset import assemble
 from pyro_elbo_lab._distances import QUANTILES
+from pyro_elbo_lab._scalars import SCALARS, cost
 from pyro_elbo_lab._sources import as_tree, reliability, several
 from pyro_elbo_lab.verdict import Verdict, judge
 

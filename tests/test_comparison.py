@@ -72,6 +72,7 @@ def test_coverage_matches_the_closed_form(scale: float, rng: np.random.Generator
 def test_identical_distributions_are_within_the_noise_floor(rng: np.random.Generator) -> None:
     """Distances of two samples of one distribution are no larger, on average, than the floor."""
     reference = rng.normal(size=(4, 1000, 500))
+    reference = (reference - reference.mean((0, 1))) / reference.std((0, 1), ddof=1)
     floors = noise_floors(np.moveaxis(reference, -1, 0))
     result = compare({"q": tree_of(rng.normal(size=(1, N, 500)))}, tree_of(reference)).table
     agreement = {"mean_error": 0, "sd_ratio": 1, "wasserstein": 0, "coverage": 0.9}

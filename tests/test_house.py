@@ -52,6 +52,8 @@ STORY = [
     ["_chains", "_correlations", "_draws", "_importance", "_joint", "_modes", "_predictive"],
     ["_distances", "_progress", "_sources"],
     ["_blocks"],
+    ["_side"],
+    ["_scalars"],
     ["_dataset", "_errors"],
     ["verdict"],
     ["comparison"],
