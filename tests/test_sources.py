@@ -47,7 +47,7 @@ def test_divergences_of_an_mcmc_are_kept(rng: np.random.Generator) -> None:
     comparison = compare({"q": normal(1)}, Finished())
     assert not comparison.reference_reliable
     assert "31 of 2000 transitions diverged" in comparison.reference_note
-    diverging = comparison.reference["sample_stats/diverging"].values
+    diverging = np.asarray(comparison.reference["sample_stats/diverging"])
     assert diverging[0, :30].all() and diverging[1, 5] and diverging.sum() == 31
 
 
