@@ -4,12 +4,15 @@ import numpy as np
 from scipy.stats import rankdata
 
 
-def correlations(draws: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the correlations of parameters with others, shape ``(P, A)``.
+def unit(draws: np.ndarray) -> np.ndarray:
+    """Return draws ``(P, N)`` or ``(P, chain, draw)`` as centred rows of length 1, ``(P, N)``.
 
-    Draws have shape ``(P, N)`` or ``(P, chain, draw)``. 0 where one of the two does not vary.
+    Their products are correlations. 0 where a parameter does not vary.
     """
-    return _unit(draws) @ _unit(others).T
+    flat = draws.reshape(len(draws), -1)
+    centred = flat - flat.mean(1, keepdims=True)
+    length = np.linalg.norm(centred, axis=1, keepdims=True)
+    return np.divide(centred, length, out=np.zeros_like(centred), where=length > 0)
 
 
 def largest_difference(
@@ -56,13 +59,6 @@ def governed_spread(draws: np.ndarray) -> np.ndarray:
     array([0.7, 0. , 0. , 0. ])
     """
     spread = np.abs(draws - np.median(draws, axis=0))
-    found = np.abs(correlations(rankdata(draws, axis=0).T, rankdata(spread, axis=0).T))
+    found = np.abs(unit(rankdata(draws, axis=0).T) @ unit(rankdata(spread, axis=0).T).T)
     np.fill_diagonal(found, 0.0)
     return found.max(1)
-
-
-def _unit(draws: np.ndarray) -> np.ndarray:
-    flat = draws.reshape(len(draws), -1)
-    centred = flat - flat.mean(1, keepdims=True)
-    length = np.linalg.norm(centred, axis=1, keepdims=True)
-    return np.divide(centred, length, out=np.zeros_like(centred), where=length > 0)

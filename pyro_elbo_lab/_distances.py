@@ -208,17 +208,18 @@ def wasserstein_se(z: Moments, r: Moments) -> np.ndarray:
     slope = -np.sign(np.cumsum(np.where(order < n, m, -n), axis=1)[:, :-1])
     potential = np.pad(np.cumsum(slope * gaps, axis=1), ((0, 0), (1, 0)))
     potential -= potential.mean(1, keepdims=True)
-    is_z = order < n
-    variances = [_variance(potential, side) for side in (is_z, ~is_z)]
+    of_z = np.where(order < n, potential, 0.0)
+    both, ours = _sums(potential), _sums(of_z)
+    variances = _variance(*ours, n), _variance(both[0] - ours[0], both[1] - ours[1], m)
     return np.sqrt(variances[0] / z.ess + variances[1] / r.ess)
 
 
-def _variance(x: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Variance over the columns of each row ``where`` it is so, equally many in each."""
-    num = where[0].sum()
-    chosen = np.where(where, x, 0.0)
-    sums, squares = chosen.sum(1), np.einsum("pn,pn->p", chosen, chosen)
-    return np.maximum(squares - sums**2 / num, 0.0) / (num - 1)
+def _sums(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return x.sum(1), np.einsum("pn,pn->p", x, x)
+
+
+def _variance(total: np.ndarray, squares: np.ndarray, num: int) -> np.ndarray:
+    return np.maximum(squares - total**2 / num, 0.0) / (num - 1)
 
 
 def coverage(a: np.ndarray, b: np.ndarray, probability: float = 0.9) -> np.ndarray:

@@ -71,4 +71,5 @@ def _beyond(ours: np.ndarray, theirs: np.ndarray, scale: np.ndarray) -> np.ndarr
     mass = np.cumsum(theirs[:, ::-1], axis=1)[:, ::-1]
     visits = np.cumsum(ours[:, ::-1], axis=1)[:, ::-1]
     missed = is_valley & (mass >= MIN_MASS) & (visits < _VISITED * mass)
-    return np.where(missed, mass, 0.0).max(1)
+    deepest = np.where(missed, smooth, np.inf).argmin(1)[:, None]
+    return np.take_along_axis(np.where(missed, mass, 0.0), deepest, 1)[:, 0]

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import xarray as xr
 
 from pyro_elbo_lab import _draws, _joint
 from pyro_elbo_lab._blocks import Block, any_varies, evenly_spaced, labels_of
-from pyro_elbo_lab._correlations import correlations, largest_difference
+from pyro_elbo_lab._correlations import largest_difference, unit
 from pyro_elbo_lab._distances import (
     Moments,
     differences,
@@ -37,6 +38,11 @@ class Anchors:
     labels: list[str]
     draws: np.ndarray
     reference: np.ndarray
+
+    @cached_property
+    def units(self) -> tuple[np.ndarray, ...]:
+        """Draws, reference and the reference's halves, as rows of length 1."""
+        return tuple(map(unit, (self.draws, self.reference, *halves(self.reference))))
 
 
 @dataclass(frozen=True)
@@ -93,11 +99,9 @@ class Side:
     ) -> Mapping[str, np.ndarray]:
         anchors = self.anchors
         own = np.array(labels)[:, None] == np.array(anchors.labels)
-        ours = correlations(z.draws, anchors.draws)
-        theirs = correlations(r.draws, anchors.reference)
+        pairs = zip((z.draws, r.draws, *halves(r.draws)), anchors.units, strict=True)
+        ours, theirs, first, second = (unit(x) @ others.T for x, others in pairs)
         error, se = largest_difference(ours, theirs, own, z.ess, r.ess)
-        pairs = zip(halves(r.draws), halves(anchors.reference), strict=True)
-        first, second = (correlations(x, y) for x, y in pairs)
         floor, _ = largest_difference(first, second, own, r.ess, r.ess)
         return {
             "correlation_error": error,

@@ -44,8 +44,8 @@ def several(reference: Any) -> dict[str, Any]:
     A mapping of arrays is one reference.
     """
     if isinstance(reference, Mapping) and not isinstance(reference, xr.DataTree):
-        holds_arrays = [hasattr(value, "__array__") for value in reference.values()]
-        if not any(holds_arrays) and reference:
+        values = reference.values()  # a DataTree is a mapping too
+        if any(isinstance(x, Mapping) or hasattr(x, "get_samples") for x in values):
             return dict(reference)
     return {"reference": reference}
 

@@ -191,7 +191,7 @@ def compare(
     stand in :attr:`Comparison.summary`; they use at most 100 parameters, evenly spaced, and 1000
     draws of each side.
 
-    Parameters are worked on 256 at a time, and a DataTree that was opened from a file
+    Parameters are read 1024 at a time, and a DataTree that was opened from a file
     (`xarray.open_datatree`) is read piece by piece: beyond the draws that the caller holds in
     memory, the working memory stays below 0.5 GB for chains of 4 x 1000 draws however many
     parameters there are.

@@ -22,7 +22,7 @@ from pyro.nn import PyroModule
 from pyro.optim import ClippedAdam, PyroOptim
 from torch import Tensor
 from tqdm import tqdm
-from xarray import DataTree
+from xarray import Dataset, DataTree
 
 from pyro_elbo_lab.convert import from_guide
 from pyro_elbo_lab.evaluation import parameters
@@ -67,6 +67,10 @@ class Fit:
     def posterior(self, num_samples: int = 1000, seed: int = 0) -> DataTree:
         """Draws from the guide, scored by guide and model: see `from_guide`.
 
+        The tree also has what `compare` says about the training: a group `training` with `loss`
+        over the steps, and the attributes `seconds` and `gradient_evaluations`, of single
+        particles.
+
         Args:
             num_samples: how many.
             seed: of the draws.
@@ -78,9 +82,16 @@ class Fit:
             raise ValueError("This fit was loaded without a model: call from_guide yourself.")
         self.restore()
         with seeded(seed):
-            return from_guide(
+            tree = from_guide(
                 self.guide, self._model, *self._args, num_samples=num_samples, **self._kwargs
             )
+        tree["training"] = DataTree(Dataset({"loss": ("step", self.losses)}))
+        particles = int(getattr(self.objective, "num_particles", 1))
+        tree.attrs |= {
+            "seconds": float(self.seconds),
+            "gradient_evaluations": self.num_steps * particles,
+        }
+        return tree
 
     def restore(self, averaged: bool = False) -> None:
         """Give the parameters the values that this fit ended with, or their averages.

@@ -1,6 +1,7 @@
 """Distances, diagnostics and verdicts on planted draws whose answers are known."""
 
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,20 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from pyro_elbo_lab._distances import coverage, noise_floors, wasserstein
+from pyro_elbo_lab import _blocks, _draws
+from pyro_elbo_lab._distances import (
+    QUANTILES,
+    Moments,
+    coverage,
+    differences,
+    noise_floors,
+    wasserstein,
+)
 from pyro_elbo_lab._importance import diagnose
 from pyro_elbo_lab.comparison import compare
+from tests.benchmarks import many_parameters
 from tests.planted import normal, standard_normal, tree
+from tests.test_chains import autoregressive
 from tests.tolerances import assert_mean_equals, critical_value
 
 N = 4000  # draws on each side
@@ -334,3 +345,162 @@ def test_nothing_to_compare_is_refused() -> None:
         compare({}, standard_normal(0))
     with pytest.raises(ValueError, match="'reference' is the name of the reference"):
         compare({"reference": normal(1)}, standard_normal(0))
+
+
+def test_errors_of_the_wasserstein_distance_are_those_that_are_made(
+    rng: np.random.Generator,
+) -> None:
+    """Of N(0.5, 1.5) and N(0, 1): the sd of the distance over 500 repetitions is the error."""
+    q, r = 0.5 + 1.5 * rng.normal(size=(500, 1, 2000)), rng.normal(size=(500, 4, 250))
+    found = differences(Moments.of(q), Moments.of(r))
+    ratio = found["wasserstein"].std() / found["wasserstein_mcse"].mean()
+    assert abs(ratio - 1) < critical_value() / math.sqrt(2 * 500)
+    of_chains = differences(Moments.of(autoregressive(0.8, (500, 4, 500))), Moments.of(r + 1))
+    assert 0.8 < of_chains["wasserstein"].std() / of_chains["wasserstein_mcse"].mean() < 1.2
+
+
+def test_quantiles_and_widths_match_the_closed_form(rng: np.random.Generator) -> None:
+    """Of N(0.5, 1.5) beside N(0, 1), in 200 parameters."""
+    q, r = 0.5 + 1.5 * rng.normal(size=(200, 1, N)), rng.normal(size=(200, 4, 2000))
+    found = differences(Moments.of(q), Moments.of(r))
+    for name, p in QUANTILES.items():
+        bias = 3 / N  # of an empirical quantile: O(1/N)
+        error = found[name].mean() - 0.5 - 0.5 * stats.norm.ppf(p)
+        assert abs(error) < bias + critical_value() * found[name].std() / math.sqrt(200)
+    for name in ("middle_ratio", "tail_ratio"):
+        errors = (found[name] - 1.5) / found[f"{name}_mcse"]
+        assert abs(errors.mean()) < 0.2 + critical_value() / math.sqrt(200)
+        assert 0.75 < errors.std() < 1.33
+    expected = stats.norm.cdf(0.5 + 1.5 * 0.6745) - stats.norm.cdf(0.5 - 1.5 * 0.6745)
+    assert_mean_equals(found["coverage_50"], expected)
+
+
+def test_tail_ratio_sees_tails_that_the_middle_does_not() -> None:
+    z = stats.norm.ppf((np.arange(20_000) + 0.5) / 20_000)
+    t = stats.t.ppf(stats.norm.cdf(z), 3) * stats.norm.ppf(0.75) / stats.t.ppf(0.75, 3)
+    found = differences(Moments.of(t[None, None]), Moments.of(z[None, None]))
+    assert found["middle_ratio"] == pytest.approx(1, rel=1e-3)
+    expected = stats.t.ppf(0.99, 3) / stats.t.ppf(0.75, 3)
+    expected /= stats.norm.ppf(0.99) / stats.norm.ppf(0.75)
+    assert found["tail_ratio"] == pytest.approx(expected, rel=1e-2)
+
+
+def test_predictive_difference_matches_the_closed_form(rng: np.random.Generator) -> None:
+    """y_i ~ N(mu, 1): the ELPD of a guide N(m, s) beside the posterior N(mean y, 1/√n)."""
+    n = 20
+    y = rng.normal(size=n)
+    exact = rng.normal(y.mean(), 1 / math.sqrt(n), size=(4, 1000))
+    q = rng.normal(y.mean() + 0.5, 1 / math.sqrt(n), size=(1, 4000))
+    trees = [with_log_likelihood(mu, y) for mu in (q, exact)]
+    row = compare({"q": trees[0]}, trees[1]).summary.loc["q"]
+    # Without y_i, each is a normal of precision n - 1, the guide's shifted as the posterior's.
+    rest, variance = (n * y.mean() - y) / (n - 1), 1 + 1 / (n - 1)
+    shifted = rest + 0.5 * n / (n - 1)
+    pointwise = stats.norm.logpdf(y, shifted, variance**0.5) - stats.norm.logpdf(
+        y, rest, variance**0.5
+    )
+    assert row["elpd_difference"] == pytest.approx(pointwise.sum(), abs=0.2)
+    assert row["elpd_difference_se"] == pytest.approx(math.sqrt(n) * pointwise.std(ddof=1), rel=0.1)
+    assert row["elpd_pareto_k"] < 0.7
+    assert math.isnan(
+        compare({"q": trees[0]}, standard_normal(0)).summary.loc["q", "elpd_difference"]
+    )
+
+
+def with_log_likelihood(mu: np.ndarray, y: np.ndarray) -> xr.DataTree:
+    result = tree(mu)
+    log_likelihood = stats.norm.logpdf(y, mu[..., None], 1)
+    variables = {"y": (("chain", "draw", "i"), log_likelihood)}
+    result["log_likelihood"] = xr.DataTree(xr.Dataset(variables))
+    return result
+
+
+def test_cost_is_read_from_the_trees() -> None:
+    q, reference = normal(1), standard_normal(0)
+    q.attrs |= {"seconds": 1.5, "gradient_evaluations": 2000}
+    reference["sample_stats"] = xr.DataTree(
+        xr.Dataset({"n_steps": (("chain", "draw"), np.full((4, 1000), 7))})
+    )
+    comparison = compare({"q": q}, reference)
+    row = comparison.summary.loc["q"]
+    assert (row["seconds"], row["gradient_evaluations"]) == (1.5, 2000)
+    assert comparison.dataset.attrs["reference_gradient_evaluations"] == 28_000
+    assert math.isnan(comparison.dataset.attrs["reference_seconds"])
+
+
+def test_blocks_give_what_single_parameters_give(rng: np.random.Generator) -> None:
+    """300 parameters of three variables, more than a block, one of them a matrix."""
+    shapes = {"a": (), "b": (280,), "c": (4, 5)}
+    dims = {"a": (), "b": ("i",), "c": ("j", "k")}
+
+    def draws(chains: int) -> xr.DataTree:
+        return xr.DataTree.from_dict(
+            {
+                "posterior": xr.Dataset(
+                    {
+                        name: (
+                            ("chain", "draw", *dims[name]),
+                            rng.normal(size=(chains, 100, *shape)),
+                        )
+                        for name, shape in shapes.items()
+                    }
+                )
+            }
+        )
+
+    q, reference = draws(1), draws(2)
+    table = compare({"q": q}, reference).table.loc["q"]
+    assert len(table) == 301
+    for label, where in {"a": {}, "b[270]": {"i": 270}, "c[2, 3]": {"j": 2, "k": 3}}.items():
+        name = label[0]
+        alone = [np.asarray(t["posterior"][name].isel(where)) for t in (q, reference)]
+        expected = compare({"q": tree(alone[0])}, tree(alone[1])).table.loc["q"].iloc[0]
+        same = [column for column in table if "correlation" not in column]
+        np.testing.assert_allclose(table.loc[label, same], expected[same])
+
+
+def test_trees_are_read_from_files_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing larger than a block is ever read; the numbers are those of trees in memory."""
+    monkeypatch.setattr(_blocks, "SIZE", 32)
+    rng = np.random.default_rng(0)
+    trees = [tree_of(rng.normal(size=(chains, 200, 300))) for chains in (1, 4)]
+    paths = [tmp_path / name for name in ("q.nc", "reference.nc")]
+    for one, path in zip(trees, paths, strict=True):
+        one.to_netcdf(path, engine="h5netcdf")
+    sizes = []
+    elements = _draws.elements
+
+    def watched(array: xr.DataArray, index: np.ndarray) -> np.ndarray:
+        sizes.append(len(index))
+        return elements(array, index)
+
+    monkeypatch.setattr(_draws, "elements", watched)
+    with (
+        xr.open_datatree(paths[0], engine="h5netcdf") as q,
+        xr.open_datatree(paths[1], engine="h5netcdf") as reference,
+    ):
+        found = compare({"q": q}, reference)
+        assert not q["posterior"]["x"].variable._in_memory
+    assert len(sizes) > 20 and max(sizes) <= 32
+    xr.testing.assert_allclose(found.dataset, compare({"q": trees[0]}, trees[1]).dataset)
+
+
+def test_memory_does_not_grow_with_the_parameters(tmp_path: Path) -> None:
+    """What is allocated beyond the result stays the same for four times as many parameters."""
+
+    def peak(num_parameters: int) -> int:
+        paths = [tmp_path / f"{name}{num_parameters}.nc" for name in ("q", "reference")]
+        for seed, path in enumerate(paths):
+            many_parameters.write(path, num_parameters, 50, seed)
+        tracemalloc.start()
+        many_parameters.compare_files(*paths)
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used
+
+    peak(600)  # what is allocated once
+    small, large = peak(1000), peak(4000)
+    draws = 2 * 4 * 50 * 3000 * 8
+    assert large - small < 0.7 * draws

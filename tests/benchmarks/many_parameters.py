@@ -1,4 +1,4 @@
-"""Time and memory of comparing an approximation with many parameters: `python -m ...`.
+"""Time and memory of comparing many parameters: `python -m tests.benchmarks.many_parameters`.
 
 Both sides are written to netCDF files and read back block by block, so that they never are in
 memory as a whole.
@@ -28,16 +28,18 @@ def main() -> None:
         paths = [Path(folder) / f"{name}.nc" for name in ("approximation", "reference")]
         for seed, path in enumerate(paths):
             write(path, options.parameters, options.draws, seed)
-        started, before = time.perf_counter(), peak()
+        started, busy, before = time.perf_counter(), time.process_time(), peak()
         comparison = compare_files(*paths)
         seconds, after = time.perf_counter() - started, peak()
+        busy = time.process_time() - busy
     print(f"{options.parameters} parameters, 4 chains of {options.draws} draws on both sides")
-    print(f"{seconds:.0f} s; {after:.2f} GB at most, {before:.2f} GB before it began")
+    print(f"{seconds:.0f} s, of which the processor was busy {busy:.0f} s")
+    print(f"at most {after:.2f} GB of memory, {before:.2f} GB of them before it began")
     print(comparison.verdicts["approximation"])
 
 
 def write(path: Path, num_parameters: int, num_draws: int, seed: int) -> None:
-    """Write normal draws, of the second file a tenth of an sd wider, piece by piece."""
+    """Write normal draws of `x`, a piece of them at a time."""
     rng = np.random.default_rng(seed)
     dims = {"chain": 4, "draw": num_draws, "i": num_parameters}
     with h5netcdf.File(path, "w") as file:

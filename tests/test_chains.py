@@ -1,0 +1,46 @@
+"""Monte Carlo errors of many quantities at once equal ArviZ's, one at a time."""
+
+import numpy as np
+import pytest
+from arviz_stats.base import array_stats
+
+from pyro_elbo_lab._chains import mixing
+from pyro_elbo_lab._distances import Moments
+
+AXES = {"chain_axis": 1, "draw_axis": 2}
+
+
+def autoregressive(phi: float, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Stationary AR(1) draws (P, chain, draw) of unit variance."""
+    x = np.random.default_rng(seed).normal(size=shape)
+    for t in range(1, shape[2]):
+        x[..., t] = phi * x[..., t - 1] + np.sqrt(1 - phi**2) * x[..., t]
+    return x
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 500), (5, 1, 51), (5, 3, 26)])
+@pytest.mark.parametrize("phi", [-0.6, 0.0, 0.6, 0.98])
+def test_mixing_equals_arviz(phi: float, shape: tuple[int, ...]) -> None:
+    x = autoregressive(phi, shape)
+    found = mixing(x)
+    np.testing.assert_allclose(found.ess, array_stats.ess(x, **AXES, method="mean"), rtol=1e-10)
+    half = shape[2] // 2
+    split = np.concatenate([x[..., :half], x[..., -half:]], axis=1)
+    r_hat = array_stats.rhat(split, **AXES, method="identity")
+    np.testing.assert_allclose(found.r_hat, r_hat, rtol=1e-10)
+
+
+def test_errors_of_moments_equal_arviz() -> None:
+    x = autoregressive(0.5, (5, 4, 300))
+    found = Moments.of(x)
+    np.testing.assert_allclose(found.mean_se, array_stats.mcse(x, **AXES, method="mean"))
+    sd_se = array_stats.mcse(x, **AXES, method="sd")
+    np.testing.assert_allclose(found.sd_se, sd_se, rtol=2 / 1200)  # it divides by N, not N - 1
+
+
+def test_what_never_varies_has_no_error() -> None:
+    x = np.stack([np.full((2, 50), 3.0), np.repeat([[0.0], [1.0]], 50, axis=1)])
+    found = mixing(x)
+    assert found.ess[0] == 100 and found.r_hat[0] == 1
+    assert found.r_hat[1] == np.inf  # two chains, each stuck at its own value
+    assert Moments.of(x[:1]).mean_se == 0
