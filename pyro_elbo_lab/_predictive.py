@@ -39,12 +39,21 @@ def _shapes(tree: xr.DataTree) -> dict[str, tuple[int, ...]]:
 
 
 def _pointwise(tree: xr.DataTree, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """ELPD and Pareto k of each observation."""
-    group = xr.DataTree.from_dict({"log_likelihood": tree["log_likelihood"].to_dataset()})
+    """ELPD and Pareto k of each observation.
+
+    One whose likelihood is the same at every draw, of a point or masked, needs no leaving out.
+    """
+    arrays = [tree["log_likelihood"][n].transpose("chain", "draw", ...).values for n in names]
+    values = np.concatenate([x.reshape(*x.shape[:2], -1) for x in arrays], -1)
+    elpd, k = values[0, 0].astype(float), np.zeros(values.shape[-1])
+    varying = np.ptp(values, axis=(0, 1)) > 0
+    if not varying.any():
+        return elpd, k
+    observations = xr.Dataset({"y": (("chain", "draw", "observation"), values[..., varying])})
+    group = xr.DataTree.from_dict({"log_likelihood": observations})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of large Pareto k, which is returned
         # The relative efficiency of MCMC draws matters little, and would take the posterior.
-        found = [arviz_stats.loo(group, pointwise=True, var_name=name, reff=1.0) for name in names]
-    parts = ("elpd_i", "pareto_k")
-    elpd, k = (np.concatenate([getattr(f, part).values.ravel() for f in found]) for part in parts)
+        found = arviz_stats.loo(group, pointwise=True, var_name="y", reff=1.0)
+    elpd[varying], k[varying] = found.elpd_i.values, found.pareto_k.values
     return elpd, k
