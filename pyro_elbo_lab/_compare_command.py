@@ -8,10 +8,10 @@ import matplotlib
 import pyro
 import xarray as xr
 
-from pyro_elbo_lab import _specs
-from pyro_elbo_lab._command import add_options, approximate, check_guide, say, unique
+from pyro_elbo_lab import _command
+from pyro_elbo_lab._command import add_options, approximate, say
 from pyro_elbo_lab._command import reference as reference_of
-from pyro_elbo_lab._model_file import InputError, ModelFile, blaming, load
+from pyro_elbo_lab._model_file import InputError, ModelFile, blaming
 from pyro_elbo_lab.comparison import compare
 from pyro_elbo_lab.evidence import EvidenceBounds, evidence
 from pyro_elbo_lab.report import check_destination, write_report
@@ -46,13 +46,8 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace, command: str) -> None:
     """Fit, run NUTS, compare, print and write the report."""
-    objectives = [_specs.objective(spec) for spec in unique(options, "objective", "standard")]
-    guides = unique(options, "guide", "normal")
     _check_destination(options.out)
-    file = load(options.file)
-    for guide in guides:
-        check_guide(file, guide)
-    combinations = {f"{g}, {o.spec}": (g, o) for g in guides for o in objectives}
+    file, combinations = _command.combinations(options)
     fits, approximations, parameters = {}, {}, {}
     for i, (name, (guide, objective)) in enumerate(combinations.items(), 1):
         say(f"fitting {name} ({i} of {len(combinations)})")
@@ -62,8 +57,7 @@ def run(options: argparse.Namespace, command: str) -> None:
         tree.attrs |= {"seconds": done.seconds, "gradient_evaluations": evaluations}
         fits[name], approximations[name] = done, tree
     losses = {name: done.losses for name, done in fits.items()}
-    say(f"running NUTS: {options.chains} chains of {options.warmup} + {options.draws} draws")
-    reference = reference_of(file, options)
+    reference = reference_of(file, options, parameters[next(iter(fits))])
     with blaming(file.path, "the comparison failed"):
         comparison = compare(approximations, reference, losses=losses)
     say("bounding the evidence")
@@ -86,6 +80,8 @@ def run(options: argparse.Namespace, command: str) -> None:
         "training": f"{options.steps} steps of each fit",
         "draws": f"{options.num_samples} from each guide",
     }
+    if file.learnt:
+        info["parameters of the model"] = f"{', '.join(file.learnt)}: as the fit has learnt them"
     matplotlib.use("Agg")
     known = {name: found for name, found in bounds.items() if found is not None}
     try:

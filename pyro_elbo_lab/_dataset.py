@@ -10,6 +10,7 @@ from pyro_elbo_lab import _draws
 from pyro_elbo_lab._blocks import Block, enumerated, varying_blocks
 from pyro_elbo_lab._correlations import governed_spread
 from pyro_elbo_lab._distances import Moments, noise_floors, standardised
+from pyro_elbo_lab._modes import discrete
 from pyro_elbo_lab._scalars import joint_draws, scalars
 from pyro_elbo_lab._side import Side, read
 
@@ -73,7 +74,8 @@ def _compare(block: Block, sides: list[Side], target: xr.Dataset) -> xr.Dataset:
         r = Moments.of(standardised(theirs[part], *scale))
         for side, draws in zip(present, ours, strict=True):
             side.add(block.labels[part], Moments.of(standardised(draws[part], *scale)), r)
-        columns.append(noise_floors(r.draws) | {"r_hat": r.r_hat, "ess": r.ess})
+        own = {"r_hat": r.r_hat, "ess": r.ess, "discrete": discrete(r.sorted)}
+        columns.append(noise_floors(r.draws) | own)
     return _over_parameters(_stacked(columns), block.labels).assign_coords(
         variable=("parameter", [block.variable] * len(block.labels)),
         element=("parameter", block.index),
@@ -82,10 +84,16 @@ def _compare(block: Block, sides: list[Side], target: xr.Dataset) -> xr.Dataset:
 
 def _row(side: Side, reference: xr.DataTree, losses: np.ndarray | None) -> xr.Dataset:
     """Return everything about one approximation, over its own parameters."""
-    spread = governed_spread(joint_draws(side.anchors)[1])
-    by_label = dict(zip(side.anchors.labels, spread, strict=True))
-    governed = np.array([by_label.get(label, np.nan) for label in side.labels])
-    columns = _stacked(side.columns) | {"governed_spread": governed}
+    found = dict(
+        zip(
+            side.anchors.labels,
+            zip(*governed_spread(joint_draws(side.anchors)[1]), strict=True),
+            strict=True,
+        )
+    )
+    governed = np.array([found.get(label, (np.nan, np.nan)) for label in side.labels])
+    columns = _stacked(side.columns)
+    columns |= {"governed_spread": governed[:, 0], "governed_bend": governed[:, 1]}
     return _over_parameters(columns, side.labels).assign(scalars(side, reference, losses))
 
 

@@ -18,8 +18,8 @@ def posterior(tree: xr.DataTree, name: str) -> xr.Dataset:
     ``name`` is what error messages call the tree.
 
     Raises:
-        ValueError: if there is no posterior group, a variable has no chain or draw dimension, or
-            a chain is too short.
+        ValueError: if there is no posterior group or it is empty, a variable has no chain or draw
+            dimension, or a chain is too short.
     """
     if "posterior" not in tree.children:
         groups = sorted(tree.children) or "none"
@@ -31,6 +31,8 @@ def posterior(tree: xr.DataTree, name: str) -> xr.Dataset:
         for variable, array in tree["posterior"].data_vars.items()
         if array.dtype.kind in "fiub"
     }
+    if not numeric:
+        raise ValueError(f"the posterior group of {name!r} has no variables of numbers to compare")
     for variable, array in numeric.items():
         _check_sample_dims(array, variable, name)
     return xr.Dataset(numeric).transpose(*_SAMPLE_DIMS, ...)

@@ -150,6 +150,12 @@ class Errors:
         return " and ".join(f"{count}, worst {which}" for count, which in pairs)
 
     @property
+    def beyond_tolerance(self) -> Mask:
+        """Whose mean or sd is off by more than the tolerance, be it by noise."""
+        off = np.abs(self.columns["mean_error"]), np.abs(self.columns["sd_ratio"] - 1)
+        return np.maximum(*off) > TOLERANCE
+
+    @property
     def extremes(self) -> str:
         """How close all means and sds are, whether or not their errors count."""
         mean_error, sd_ratio = self.columns["mean_error"], self.columns["sd_ratio"]

@@ -1,15 +1,24 @@
 """The command ``elbo-lab evidence``."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pyro
 
-from pyro_elbo_lab import _specs
-from pyro_elbo_lab._command import add_options, check_guide, fitted, reference, say, unique
-from pyro_elbo_lab._model_file import InputError, ModelFile, blaming, load
+from pyro_elbo_lab import _command
+from pyro_elbo_lab._command import (
+    add_options,
+    blaming_fit,
+    fitted,
+    reference,
+    save_figure,
+    say,
+    stem,
+)
+from pyro_elbo_lab._model_file import ModelFile
 from pyro_elbo_lab.evidence import EvidenceBounds, evidence
 from pyro_elbo_lab.state import seeded
 
@@ -31,33 +40,24 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace, command: str) -> None:
     """Fit, run NUTS, bound, print and write."""
-    objectives = [_specs.objective(spec) for spec in unique(options, "objective", "standard")]
-    file = load(options.file)
-    guides = unique(options, "guide", "normal")
-    for guide in guides:
-        check_guide(file, guide)
-    say(f"running NUTS: {options.chains} chains of {options.warmup} + {options.draws} draws")
-    draws = reference(file, options)
-    for name in guides:
-        for objective in objectives:
-            title = f"{name}, {objective.spec}"
-            say(f"fitting {title}")
-            pyro.clear_param_store()
-            bounds = _bounds(file, name, objective, draws, options)
-            print(f"{title}: {bounds}\n\n{_printed(bounds)}\n")
-            _write(bounds, Path(options.out), title)
+    file, combinations = _command.combinations(options)
+    draws: Any = None
+    for title, (name, objective) in combinations.items():
+        say(f"fitting {title}")
+        with blaming_fit(file, name, objective):
+            with pyro.get_param_store().scope() as learnt, seeded(options.seed):
+                guide, _ = fitted(file, name, objective, options)
+            draws = reference(file, options, learnt) if draws is None else draws
+            with pyro.get_param_store().scope(learnt):
+                bounds = _bounds(file, guide, draws, options)
+        print(f"{title}: {bounds}\n\n{_printed(bounds)}\n")
+        _write(bounds, Path(options.out), title)
 
 
 def _bounds(
-    file: ModelFile,
-    name: str,
-    objective: _specs.ObjectiveSpec,
-    draws: Any,
-    options: argparse.Namespace,
+    file: ModelFile, guide: Callable[..., Any], draws: Any, options: argparse.Namespace
 ) -> EvidenceBounds:
-    what = f"guide {name!r} with objective {objective.spec!r} failed"
-    with blaming(file.path, what), seeded(options.seed):
-        guide, _ = fitted(file, name, objective, options)
+    with seeded(options.seed):
         return evidence(
             file.model,
             guide,
@@ -75,12 +75,7 @@ def _printed(bounds: EvidenceBounds) -> str:
 
 def _write(bounds: EvidenceBounds, folder: Path, title: str) -> None:
     matplotlib.use("Agg")
-    stem = "".join(c if c.isalnum() else "-" for c in title).replace("--", "-")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        bounds.table.to_csv(folder / f"{stem}.csv", index=False)
-        for suffix in ("png", "svg"):
-            bounds.plot().savefig(folder / f"{stem}.{suffix}", dpi=200)
-    except OSError as error:
-        raise InputError(f"the evidence cannot be written to {folder}: {error}") from error
-    say(f"wrote {folder / stem}.csv, .png and .svg")
+    with stem(folder, title) as name:
+        bounds.table.to_csv(f"{name}.csv", index=False)
+        save_figure(bounds.plot(), name)
+    say(f"wrote {name}.csv, .png and .svg")

@@ -15,6 +15,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from pyro_elbo_lab import _style
 from pyro_elbo_lab.comparison import Comparison
 
+_FEW_VALUES = 12
+
 
 def farthest(comparison: Comparison, most: int) -> list[str]:
     """All parameters in their order, or the ``most`` farthest from the reference, worst first."""
@@ -77,6 +79,12 @@ def window(draws: Mapping[str, np.ndarray]) -> tuple[float, float]:
     low, high = max(quantiles[:, 0].min(), most[0]), min(quantiles[:, 1].max(), most[1])
     starts_at_zero = 0 < low < 0.05 * high and all((values >= 0).all() for values in draws.values())
     return (0.0 if starts_at_zero else low), high
+
+
+def discrete_values(draws: Iterable[np.ndarray]) -> np.ndarray | None:
+    """All values of a discrete parameter, of which there are 2 to 12; None for any other one."""
+    found = np.unique(np.concatenate([values.ravel() for values in draws]))
+    return found if 1 < len(found) <= _FEW_VALUES else None
 
 
 def mark(axis: Axis, ticks: Iterable[float], place: Callable[[Any], Any]) -> None:

@@ -54,6 +54,8 @@ def draw(
         yield "ladder", evidence[name].plot(), alt, f"From {name}, the tightest. {_LADDER}"
     if calibration is not None:
         alt = "Ranks of parameters drawn from the prior among draws of their approximations."
+        if any(axes.get_title() for axes in calibration.axes):
+            alt += f" {_titles(calibration)}"
         yield "calibration", calibration, alt, _CALIBRATION
     if losses:
         alt = f"Line plot of the objective against the training step: {', '.join(losses)}."
@@ -92,7 +94,8 @@ _FOREST = (
     "reference's intervals down. Each parameter is shifted and scaled by the reference."
 )
 _DENSITIES = (
-    "Kernel density estimates of the draws, in each parameter's own units; the reference is grey. "
+    "Kernel density estimates of the draws, in each parameter's own units (of a discrete one, the "
+    "share of each value); the reference is grey. "
     "An arrow at the edge stands for an approximation that lies beyond it."
 )
 _PAIRS = (
@@ -103,7 +106,8 @@ _PAIRS = (
 _K_HAT = (
     "Left of its threshold the importance weights of an approximation can be trusted, and with "
     "them its evidence estimate and a correction by weighting; right of it they cannot. The "
-    "threshold grows with the number of draws, up to 0.7."
+    "threshold grows with the number of draws, up to 0.7. Ticks: the weights of single cells of "
+    "plates, which tell where the local part of an approximation is poor."
 )
 _EVIDENCE = (
     "The log evidence lies between the two ends of every bar, up to two standard errors (thin "

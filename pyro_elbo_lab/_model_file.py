@@ -27,13 +27,16 @@ class InputError(Exception):
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What a model file defines, and ``args`` and ``kwargs`` for the model from its ``data()``."""
+    """What a model file defines, ``args`` and ``kwargs`` for the model from its ``data()``, and
+    the names of the parameters that the model learns."""
 
     path: Path
     model: Program
     args: tuple
     kwargs: dict[str, Any]
     guides: Mapping[str, Callable[[], Program]]
+    exact_draws: Program | None = None
+    learnt: tuple[str, ...] = ()
 
 
 def load(path: str | Path) -> ModelFile:
@@ -41,11 +44,13 @@ def load(path: str | Path) -> ModelFile:
 
     The file defines ``model``, a Pyro model, and ``data()``, which returns a tuple (the model's
     positional arguments), a dict (its keyword arguments) or anything else (its one argument). It
-    may define ``guides``, a dict of functions without arguments that return a guide.
+    may define ``guides``, a dict of functions without arguments that return a guide, and
+    ``exact_draws(num_draws, ...)``, a function of the model's arguments that draws its latents
+    from the posterior, each (num_draws, *shape).
 
     Raises:
         InputError: if the file does not exist, import or define these; if the data contain NaN
-            or do not fit the model; if the model raises, has no latent site or has parameters.
+            or do not fit the model; if the model raises or has no latent site.
     """
     path = Path(path)
     module = _imported(path)
@@ -54,11 +59,12 @@ def load(path: str | Path) -> ModelFile:
         returned = data()
     args, kwargs = _arguments(returned)
     _check_arguments(path, model, args, kwargs)
-    _check_model(path, model, args, kwargs)
+    exact_draws = _callable(module, path, "exact_draws") if hasattr(module, "exact_draws") else None
+    learnt = _check_model(path, model, exact_draws, args, kwargs)
     guides = getattr(module, "guides", {})
     if not isinstance(guides, Mapping) or not all(map(callable, guides.values())):
         raise InputError(f"{path}: `guides` must be a dict of functions that return a guide")
-    return ModelFile(path, model, args, kwargs, guides)
+    return ModelFile(path, model, args, kwargs, guides, exact_draws, learnt)
 
 
 @contextmanager
@@ -148,19 +154,35 @@ def _arrays(value: Any, place: str) -> Iterator[tuple[str, np.ndarray]]:
             yield place, array
 
 
-def _check_model(path: Path, model: Program, args: tuple, kwargs: dict[str, Any]) -> None:
+def _check_model(
+    path: Path, model: Program, exact_draws: Program | None, args: tuple, kwargs: dict[str, Any]
+) -> tuple[str, ...]:
+    """Run the model once, and its exact draws; returns the names of its parameters."""
     with blaming(path, "the model failed"), seeded(0), pyro.get_param_store().scope():
         trace, _ = structure.run(model, _no_guide, args, kwargs)
         trace.compute_log_prob()
-    parameters = [name for name, site in trace.nodes.items() if site["type"] == "param"]
-    if parameters:
-        raise InputError(
-            f"{path}: the model has parameters to learn ({', '.join(parameters)}), so it has no "
-            "single posterior to compare with; give them a prior, or fix them"
-        )
+        if exact_draws is not None:
+            _check_exact_draws(path, exact_draws(2, *args, **kwargs), trace.nodes)
     sites = structure.factors(trace, type(trace)())
     if all(site["is_observed"] for site in sites.values()):
         raise InputError(f"{path}: the model has no latent site: there is no posterior to find")
+    return tuple(name for name, site in trace.nodes.items() if site["type"] == "param")
+
+
+def _check_exact_draws(path: Path, draws: Any, sites: Mapping[str, Any]) -> None:
+    """Compare names and shapes of two draws with the sites of the model."""
+    if not isinstance(draws, Mapping) or not draws:
+        raise InputError(f"{path}: exact_draws must return a dict from site to tensor")
+    for name, value in draws.items():
+        site = sites.get(name)
+        if site is None or site["type"] != "sample" or site["is_observed"]:
+            raise InputError(f"{path}: exact_draws returns {name!r}, no latent site of the model")
+        expected, found = (2, *site["value"].shape), tuple(getattr(value, "shape", ()))
+        if found != expected:
+            raise InputError(
+                f"{path}: two exact_draws of {name!r} have shape {found}, expected {expected}: "
+                "number of draws, then the shape of the site"
+            )
 
 
 def _no_guide(*args: Any, **kwargs: Any) -> None:

@@ -44,9 +44,13 @@ def missed_modes(
     low, high = reference[:, round(0.001 * last)], reference[:, round(0.999 * last)]
     ours, theirs = (_histogram(x, low, high) for x in (draws, reference))
     scale = np.minimum(share_independent, 1.0) * reference.shape[1]
-    tied = (np.diff(reference, axis=1) == 0).mean(1) > _MOST_TIES
     sides = [_beyond(a, b, scale) for a, b in ((ours, theirs), (ours[:, ::-1], theirs[:, ::-1]))]
-    return np.where(tied, 0.0, np.maximum(*sides))
+    return np.where(discrete(reference), 0.0, np.maximum(*sides))
+
+
+def discrete(draws: np.ndarray) -> np.ndarray:
+    """Whether parameters are discrete, ``(P,)``: by the ties among sorted draws ``(P, N)``."""
+    return (np.diff(draws, axis=1) == 0).mean(1) > _MOST_TIES
 
 
 def _histogram(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:

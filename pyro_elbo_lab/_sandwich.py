@@ -6,7 +6,7 @@ bound of log p(x), or an "estimate", which is neither.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from arviz_stats.base import array_stats
@@ -22,6 +22,13 @@ LEAST_GROUPS = 20
 
 LEAST_ESS = 100
 """Fewest effective draws of a reference whose mean log-weight is believed."""
+
+
+_NEGLIGIBLE = 0.01
+"""Share of a posterior that a guide may miss: log p(x) changes by a hundredth of a nat."""
+
+_ROUNDING = 1e-3
+"""By how much larger a log-weight must be to count as larger."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,27 @@ def upper_rows(
         values = logsumexp(together, axis=-1) - math.log(k)
         rows.append(chain_mean("reverse IW", k, values, complaint))
     return rows
+
+
+def doubted(rows: Iterable[Row], at_reference: np.ndarray, log_weights: np.ndarray) -> list[Row]:
+    """The guide's rows, but what is no lower bound is not believed if the guide misses a region.
+
+    Among draws of the posterior the share with larger weights than any of S draws of the guide is
+    about S^(k - 1) / (1 - k) for weights with Pareto shape k. It is as large as what is missed
+    where the guide never draws from a part of the posterior: k-hat cannot notice that.
+
+    Args:
+        rows: those of `lower_rows`.
+        at_reference: log-weights at draws of the posterior, (chain, draw).
+        log_weights: log-weights of independent draws of the guide, (S,).
+    """
+    share = float(np.mean(at_reference > log_weights.max() + _ROUNDING))
+    k = min(max(diagnose(log_weights).k_hat, 0.0), 0.7)
+    expected = max(_NEGLIGIBLE, 3 * len(log_weights) ** (k - 1) / (1 - k))
+    if share <= expected + 4 * math.sqrt(expected / at_reference.size):
+        return list(rows)
+    reason = f"the guide's draws miss a region with {share:.0%} of the reference"
+    return [r if r.side == "lower" else replace(r, believable=False, reason=reason) for r in rows]
 
 
 def _thinned(values: np.ndarray, per_chain: int) -> np.ndarray:

@@ -182,7 +182,9 @@ def _reference(comparison: Comparison) -> Iterator[str]:
     tree = comparison.reference
     sizes = tree["posterior"].sizes
     entries = {"sampler": plain(tree.attrs["sampler"])} if "sampler" in tree.attrs else {}
-    yield _page.definitions(entries | {"draws": f"{sizes['chain']} chains of {sizes['draw']:,}"})
+    plural = "s" if sizes["chain"] > 1 else ""
+    draws = f"{sizes['chain']} chain{plural} of {sizes['draw']:,}"
+    yield _page.definitions(entries | {"draws": draws})
     rows = [
         [Cell(line.what, line.what), Cell(line.value, line.value), Cell(line.good, line.good)]
         for line in health(tree)

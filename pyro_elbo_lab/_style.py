@@ -5,9 +5,12 @@ colours stay apart in the common forms of colour blindness), one marker and one 
 figure.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import matplotlib
+import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
@@ -32,7 +35,7 @@ PRINT: dict[Any, Any] = {
     "axes.linewidth": 0.7,
     "figure.dpi": 110,
 }
-"""Settings of matplotlib, for `plt.rc_context`."""
+"""Settings of matplotlib within `settings`."""
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINES = (
@@ -45,6 +48,19 @@ _LINES = (
     (0, (8, 1.5, 1.5, 1.5, 1.5, 1.5)),
     (0, (1.5, 2.5)),
 )
+
+
+@contextmanager
+def settings() -> Iterator[None]:
+    """`PRINT` within a block, and the caller's settings after it.
+
+    Matplotlib loads its backend with the first figure. A notebook's backend then turns interactive
+    mode on, which has to outlive the block: without it later figures are not shown.
+    """
+    with plt.rc_context(PRINT):
+        yield
+        interactive = plt.isinteractive()
+    matplotlib.interactive(interactive)
 
 
 def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 import torch
 
-from pyro_elbo_lab import _compare_command, _evidence_command
+from pyro_elbo_lab import _compare_command, _evidence_command, _sbc_command
 from pyro_elbo_lab._command import say
 from pyro_elbo_lab._model_file import InputError
 
-_COMMANDS = [_compare_command, _evidence_command]
+_COMMANDS = [_compare_command, _evidence_command, _sbc_command]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

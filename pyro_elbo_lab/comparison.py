@@ -178,7 +178,7 @@ class Comparison:
 
 
 def compare(
-    approximations: Mapping[str, xr.DataTree],
+    approximations: Mapping[str, Any],
     reference: Any,
     *,
     losses: Mapping[str, np.ndarray] | None = None,
@@ -201,7 +201,8 @@ def compare(
             draw and, where known, independent draws of ``sample_stats.log_weight`` =
             log p(x, z) - log q(z), for k-hat, ELBO and evidence; a group ``log_likelihood``, for
             the predictive difference; a group ``training`` with ``loss`` over steps; and root
-            attributes ``seconds`` and ``gradient_evaluations``.
+            attributes ``seconds`` and ``gradient_evaluations``. Or, without any of these, mappings
+            from variable to arrays ``(chain, draw, *shape)``.
         reference: a DataTree with a ``posterior`` group; a finished `MCMC` of Pyro or NumPyro; a
             mapping from variable to arrays ``(chain, draw, *shape)``, which count as exact draws;
             or several of these by name. Of several, the first is the reference, and the others
@@ -215,7 +216,7 @@ def compare(
         ValueError: if a posterior group is missing, has a NaN or infinite draw or too few draws;
             if shapes or coordinates disagree; if no parameter is common to both sides; if losses
             are given for an approximation that does not exist.
-        TypeError: if the reference is none of the above.
+        TypeError: if the reference or an approximation is none of the above.
 
     >>> rng = np.random.default_rng(0)
     >>> def tree(mu):
@@ -233,7 +234,8 @@ def compare(
     references = several(reference)
     trees = {name: as_tree(source, name) for name, source in references.items()}
     chosen = next(iter(trees))
-    compared = _together(approximations, {n: tree for n, tree in trees.items() if n != chosen})
+    ours = {name: as_tree(source, name) for name, source in approximations.items()}
+    compared = _together(ours, {n: tree for n, tree in trees.items() if n != chosen})
     _check_names(compared, losses or {})
     target = trees[chosen]
     found = assemble(compared, target, losses or {})

@@ -9,20 +9,15 @@ from pyro import poutine
 from xarray import DataTree
 
 from pyro_elbo_lab.datatree import to_datatree
-from pyro_elbo_lab.dims import has_value, is_deterministic, trace_dims
+from pyro_elbo_lab.dims import trace_dims
 from pyro_elbo_lab.groups import constant_data, model_groups
-from pyro_elbo_lab.layout import lay_out, linear
-from pyro_elbo_lab.particles import Particles, Stack, sort
+from pyro_elbo_lab.guide_draws import GuideDraws, guide_draws
+from pyro_elbo_lab.layout import lay_out
+from pyro_elbo_lab.particles import Stack, sort
 from pyro_elbo_lab.replay import Replay, deterministics, observations
-from pyro_elbo_lab.sampling import draw, is_vectorizable, touching_cells
+from pyro_elbo_lab.sampling import draw, touching_cells
 from pyro_elbo_lab.state import forget_namesakes, seeded
-from pyro_elbo_lab.structure import (
-    Structure,
-    analyse,
-    aside,
-    first_enumerated_dim,
-    run,
-)
+from pyro_elbo_lab.structure import aside
 
 __all__ = ["from_guide", "from_predictive", "from_pyro"]
 
@@ -142,39 +137,30 @@ def from_guide(
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     forget_namesakes(guide)
-    structure, _ = analyse(model, guide, args, kwargs)
-    with aside(), torch.no_grad():
-        example, _ = run(model, guide, args, kwargs)
-    vectorize = is_vectorizable(model, guide, args, kwargs)
     with torch.no_grad():
-        particles = draw(
-            model,
-            guide,
-            args,
-            kwargs,
-            structure=structure,
-            layout=linear(),
-            num_outer=num_samples,
-            vectorize=vectorize,
-        )
-    sites = {name: site for name, site in example.nodes.items() if has_value(site)}
-    latent = [n for n, s in sites.items() if not s["is_observed"] or is_deterministic(s)]
-    summed = _summed_out(structure, model, guide, args, kwargs, {n: sites[n] for n in latent})
-    posterior = {
-        name: _values(particles, name, sites[name]["value"].shape)[None]
-        for name in latent
-        if name not in summed
-    }
-    stats = {name: values[None] for name, values in _log_densities(particles).items()}
-    cells, cell_dims = _cell_log_weights(particles, model, guide, args, kwargs, vectorize)
+        drawn = guide_draws(model, guide, args, kwargs, num_samples)
+    posterior = {name: _numpy(drawn.values(name))[None] for name in drawn.names}
+    log_p, log_q = (_numpy(drawn.log_density(side))[None] for side in ("model", "guide"))
+    stats = {"log_p": log_p, "log_q": log_q, "log_weight": log_p - log_q}
+    cells, cell_dims = _cell_log_weights(drawn, model, guide, args, kwargs)
     with torch.no_grad(), poutine.block():
-        groups, notes = model_groups(_bound(model, args, kwargs), example, posterior)
+        groups, notes = model_groups(_bound(model, args, kwargs), drawn.trace, posterior)
     attrs = {"inference": "guide"}
-    attrs |= {"summed_out": ", ".join(summed)} if summed else {}
-    attrs |= {"points": ", ".join(points)} if (points := structure.points) else {}
+    attrs |= {"summed_out": ", ".join(drawn.summed_out)} if drawn.summed_out else {}
+    attrs |= {"points": ", ".join(points)} if (points := drawn.structure.points) else {}
     names = {**cell_dims, **(dims or {})}
     return _tree(
-        example, posterior, stats | cells, groups, notes, attrs, coords, names, model, args, kwargs
+        drawn.trace,
+        posterior,
+        stats | cells,
+        groups,
+        notes,
+        attrs,
+        coords,
+        names,
+        model,
+        args,
+        kwargs,
     )
 
 
@@ -326,15 +312,14 @@ def _sample_stats(
 
 
 def _cell_log_weights(
-    particles: Particles,
+    drawn: GuideDraws,
     model: Callable[..., Any],
     guide: Callable[..., Any],
     args: tuple,
     kwargs: dict[str, Any],
-    vectorize: bool,
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
     """By name, (chain, draw, *plates), and the plates; none where cells are not independent."""
-    structure = particles.structure
+    structure, particles = drawn.structure, drawn.particles
     layout = lay_out(structure, "auto")
     if not any(layout.cells.values()):
         return {}, {}
@@ -343,7 +328,7 @@ def _cell_log_weights(
     if touching_cells(one) is not None:
         return {}, {}
     num = particles.num_outer
-    stack = Stack(1, num, structure.max_plate_nesting, vectorize)
+    stack = Stack(1, num, structure.max_plate_nesting, drawn.vectorize)
     blocks = sort(particles.runs, structure, layout, stack, {}).cells
     arrays, dims = {}, {}
     for block in blocks:
@@ -354,54 +339,6 @@ def _cell_log_weights(
         arrays[name] = _numpy(log_weights).reshape(1, num, *sizes)
         dims[name] = tuple(plates)
     return arrays, dims
-
-
-def _summed_out(
-    structure: Structure,
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple,
-    kwargs: dict[str, Any],
-    drawn: Mapping[str, Any],
-) -> list[str]:
-    """Those among a model's sites that have many values at once where discrete sites are summed."""
-    if not structure.enumerated:
-        return []
-    first_dim = first_enumerated_dim(structure.max_plate_nesting)
-    with aside(), torch.no_grad():
-        trace, _ = run(model, guide, args, kwargs, first_enumerated_dim=first_dim)
-    values = {name: trace.nodes[name]["value"] for name in drawn}
-    changed = [n for n, v in values.items() if v.numel() != drawn[n]["value"].numel()]
-    return [n for n in drawn if n in changed or n in structure.enumerated]
-
-
-def _log_densities(particles: Particles) -> dict[str, np.ndarray]:
-    sides = {
-        side: sum(
-            (
-                f.weight * f.value.reshape(particles.num_outer, -1).sum(1)
-                for f in particles.shared
-                if f.key.side == side
-            ),
-            start=particles.zero.expand(particles.num_outer),
-        )
-        for side in ("model", "guide")
-    }
-    log_p, log_q = _numpy(sides["model"]), -_numpy(sides["guide"])
-    return {"log_p": log_p, "log_q": log_q, "log_weight": log_p - log_q}
-
-
-def _values(particles: Particles, name: str, shape: torch.Size) -> np.ndarray:
-    """Draws of one site of the model, (draw, *shape)."""
-    values: list[Any] = [run.model_trace.nodes[name]["value"] for run in particles.runs]
-    if len(values) == particles.num_outer:
-        return _numpy(torch.stack([value.reshape(shape) for value in values]))
-    num = particles.num_outer
-    (value,) = values  # all draws at once; a site that reads no latent lacks their dimension
-    is_constant = value.numel() == shape.numel() and num > 1
-    return _numpy(
-        value.reshape(shape).expand(num, *shape) if is_constant else value.reshape(num, *shape)
-    )
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -41,7 +41,7 @@ def to_datatree(
         attrs: attributes of the root, strings and numbers.
 
     Returns:
-        A tree with the group `posterior`, and those others that have values.
+        A tree with those groups that have values.
 
     Raises:
         ValueError: an array that lacks chain and draw, has other numbers of them than its
@@ -74,7 +74,7 @@ def to_datatree(
                 f"{sizes[dim]}."
             )
     tree = arviz_base.from_dict(
-        {g: dict(a) for g, a in everything.items() if a or g == "posterior"},
+        {g: dict(a) for g, a in everything.items() if a},
         dims={name: list(d) for name, d in names.items()},
         coords={dim: list(labels) for dim, labels in (coords or {}).items()},
     )

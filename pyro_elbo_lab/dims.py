@@ -8,7 +8,7 @@ from pyro import poutine
 
 from pyro_elbo_lab.state import seeded
 
-__all__ = ["SAMPLE_DIMS", "has_value", "is_deterministic", "site_dims", "trace_dims"]
+__all__ = ["SAMPLE_DIMS", "delta", "has_value", "is_deterministic", "site_dims", "trace_dims"]
 
 SAMPLE_DIMS = ("chain", "draw")
 
@@ -50,8 +50,19 @@ def trace_dims(trace: poutine.Trace) -> dict[str, tuple[str, ...]]:
 
 
 def is_deterministic(site: dict[str, Any]) -> bool:
-    """Whether a site is a `pyro.deterministic`."""
-    return bool(site["infer"].get("_deterministic"))
+    """Whether a site of a model is computed, and neither drawn nor data.
+
+    A `pyro.deterministic` is, and what `pyro.poutine.reparam` puts in the place of a latent.
+    """
+    marked = bool((site["infer"] or {}).get("_deterministic"))
+    return marked or (site["is_observed"] and delta(site["fn"]) is not None)
+
+
+def delta(fn: Any) -> Any:
+    """The Delta inside a distribution's wrappers, None if it is random."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn if type(fn).__name__ == "Delta" else None
 
 
 def has_value(site: dict[str, Any]) -> bool:

@@ -91,10 +91,11 @@ def ReweightedWakeSleep(
     particles; the sleep phase is unbiased for data from the model. Neither differentiates through
     draws, so discrete latents are welcome, and neither loses its signal as K grows. (Where one draw
     of the guide depends on another, `pyro.infer.ReweightedWakeSleep` leaves that path open, which
-    biases its guide gradient.)
+    biases its guide gradient.) Sleep alone with one particle, K = 1 and insomnia = 0, is the
+    wake-sleep algorithm: the model follows the ELBO.
 
     Args:
-        num_particles: K, at least 2.
+        num_particles: K, at least 2, or 1 with sleep alone.
         gradient: "wake", or "doubly_reparameterized", which has the same expectation and less
             noise, where every latent is reparameterized. "auto" chooses.
         insomnia: share of the wake phase, in [0, 1]. Below 1 the guide must take a keyword argument
@@ -107,9 +108,10 @@ def ReweightedWakeSleep(
         weights of their own where no latent is shared between them.
 
     References:
-        Bornschein and Bengio (2015), Reweighted wake-sleep; Le et al. (2019), Revisiting reweighted
-        wake-sleep; Tucker, Lawson, Gu and Maddison (2019), Doubly reparameterized gradient
-        estimators.
+        Hinton, Dayan, Frey and Neal (1995), The wake-sleep algorithm for unsupervised neural
+        networks; Bornschein and Bengio (2015), Reweighted wake-sleep; Le et al. (2019), Revisiting
+        reweighted wake-sleep; Tucker, Lawson, Gu and Maddison (2019), Doubly reparameterized
+        gradient estimators.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -118,7 +120,8 @@ def ReweightedWakeSleep(
         >>> ReweightedWakeSleep(num_particles=8).loss(model, guide=model)
         0.0
     """
-    _at_least_two("ReweightedWakeSleep", num_particles)
+    if num_particles != 1 or insomnia != 0:
+        _at_least_two("ReweightedWakeSleep", num_particles)
     if not 0 <= insomnia <= 1:
         raise ValueError(f"insomnia={insomnia!r}: expected the share of the wake phase, in [0, 1]")
     return Objective(
@@ -212,7 +215,7 @@ def _from_reference(num_particles: int, reference: Any, keywords: dict[str, Any]
 def _rows(
     draw: Draw, structure: Structure, guide: Program, reference: Any, num_particles: int
 ) -> Particles:
-    values = guide_values(reference, structure, guide, torch.get_default_dtype())
+    values = guide_values(reference, structure, guide)
     rows = torch.randint(min(map(len, values.values()), default=1), (num_particles,))
     return draw(given={name: value[rows] for name, value in values.items()})
 

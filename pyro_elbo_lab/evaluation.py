@@ -171,8 +171,9 @@ def parameters(
     with poutine.block(), poutine.trace(param_only=True) as captured, torch.no_grad():
         try:
             copy.copy(objective).loss(model, guide, *args, **kwargs)
-        except NotImplementedError:
-            raise CaptureError(f"{type(objective).__name__} has no loss") from None
+        except NotImplementedError as error:
+            reason = str(error).rstrip(".") or f"{type(objective).__name__} has no loss"
+            raise CaptureError(reason) from error
     sites = {name: s for name, s in captured.trace.nodes.items() if s["type"] == "param"}
     leaves = {name: site["value"].unconstrained() for name, site in sites.items()}
     unique = {id(leaf): (name, leaf) for name, leaf in leaves.items()}  # some have two names

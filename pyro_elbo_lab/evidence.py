@@ -12,7 +12,15 @@ from torch import Tensor
 from xarray import DataTree
 
 from pyro_elbo_lab._importance import diagnose
-from pyro_elbo_lab._sandwich import LADDER, LEAST_GROUPS, Row, best, lower_rows, upper_rows
+from pyro_elbo_lab._sandwich import (
+    LADDER,
+    LEAST_GROUPS,
+    Row,
+    best,
+    doubted,
+    lower_rows,
+    upper_rows,
+)
 from pyro_elbo_lab.bounds import log_mean_exp, mean
 from pyro_elbo_lab.given import guide_values
 from pyro_elbo_lab.layout import Layout, lay_out, linear
@@ -79,8 +87,13 @@ class EvidenceBounds:
         sides = {"at least": self.lower, "at most": self.upper}
         found = [f"{words} {bound}" for words, bound in sides.items() if bound is not None]
         sentence = f"log p(x) is {', '.join(found) or 'not bounded by anything believable'} nats."
-        if math.isfinite(self.width):
-            sentence += f" The bounds are {self.width:.3f} nats apart."
+        if self.lower is not None and self.upper is not None:
+            error = math.hypot(self.lower.se, self.upper.se)
+            sentence += (
+                f" The bounds are {self.width:.3f} nats apart."
+                if self.width > 2 * error
+                else f" The bounds agree to within their error, {2 * error:.3f} nats."
+            )
         if self.jeffreys is not None:
             sentence += (
                 f" Jeffreys divergence {self.jeffreys.value:.3f} ± {self.jeffreys.se:.3f} nats."
@@ -117,7 +130,8 @@ def evidence(
     - a lower bound that is the mean of at least 20 independent finite estimates, since averages of
       logarithms have light upper tails;
     - CUBO_2 if k-hat of the squared weights is at most min(1 - 1/log10 S, 0.7), as the estimate of
-      a heavy-tailed mean falls short (Vehtari et al. 2024);
+      a heavy-tailed mean falls short (Vehtari et al. 2024), and if no reliable reference shows a
+      region that the guide's draws miss: of such a region neither CUBO_2 nor k-hat knows;
     - bounds from the reference if it is reliable and their mean has an effective sample size of
       100, or of half the draws in it where there are fewer.
 
@@ -181,11 +195,16 @@ def evidence(
     rows += cell_rows
     notes += cell_notes
     if reference is not None and not run.subsampled:
-        rows += upper_rows(run.at_reference(reference), log_weights, _complaint(reference))
+        at_reference, complaint = run.at_reference(reference), _complaint(reference)
+        rows = rows if complaint else doubted(rows, at_reference, log_weights)
+        rows += upper_rows(at_reference, log_weights, complaint)
+    upper = best(rows, "upper")
+    if upper is not None and upper.name == "CUBO_2" and not _has_reliable(reference):
+        notes.append("The upper bound does not count modes that the guide never draws from.")
     return EvidenceBounds(
         table=pd.DataFrame([asdict(row) for row in rows]),
         lower=_bound(best(rows, "lower")),
-        upper=_bound(best(rows, "upper")),
+        upper=_bound(upper),
         jeffreys=_jeffreys(rows),
         k_hat=diagnose(log_weights).k_hat,
         notes=tuple(notes),
@@ -229,7 +248,7 @@ class _Run:
 
     def at_reference(self, reference: Any) -> np.ndarray:
         """Of the reference's draws, (chain, draw)."""
-        values = self._given(reference)
+        values = guide_values(reference, self.structure, self.programs[1])
         num_draws = len(next(iter(values.values())))
         parts, start = [], 0
         for size in self._chunks(num_draws):
@@ -237,13 +256,6 @@ class _Run:
             parts.append(_numpy(totals(self.draw(linear(), num_outer=size, given=given), mean)))
             start += size
         return np.concatenate(parts).reshape(_num_chains(reference), -1)
-
-    def _given(self, reference: Any) -> dict[str, Tensor]:
-        values = guide_values(reference, self.structure, self.programs[1], torch.float64)
-        return {name: value.to(self._like(name)) for name, value in values.items()}
-
-    def _like(self, name: str) -> Tensor:
-        return self.sites[FactorKey("guide", name)]["value"]
 
     def cell_rows(self, num_draws: int) -> tuple[list[Row], list[str]]:
         """Importance-weighted bounds with weights for every cell of the local plates."""
@@ -313,6 +325,10 @@ def _complaint(reference: Any) -> str:
     if int(attrs.get("reliable", 1)):
         return ""
     return f"the reference is {attrs.get('reliability', 'not reliable')}"
+
+
+def _has_reliable(reference: Any) -> bool:
+    return reference is not None and not _complaint(reference)
 
 
 def _num_chains(reference: Any) -> int:

@@ -38,7 +38,7 @@ def plot_evidence(bounds: EvidenceBounds) -> Figure:
         >>> len(plot_evidence(evidence(model, model, num_samples=1000)).axes)
         2
     """
-    with plt.rc_context(_style.PRINT):
+    with _style.settings():
         figure, (whole, close) = plt.subplots(
             1, 2, figsize=(_style.WIDTH, 3.5), layout="constrained"
         )

@@ -19,9 +19,7 @@ from pyro_elbo_lab.structure import Program, Structure
 Draws = Mapping[str, Any]
 
 
-def guide_values(
-    reference: Any, structure: Structure, guide: Program, dtype: torch.dtype
-) -> dict[str, Tensor]:
+def guide_values(reference: Any, structure: Structure, guide: Program) -> dict[str, Tensor]:
     """Values of every latent of the guide, one for each draw.
 
     Args:
@@ -29,33 +27,42 @@ def guide_values(
             draws; or a `DataTree` with a `posterior` over (chain, draw), as `nuts` returns it.
         structure: the dependencies of model and guide.
         guide: the guide.
-        dtype: in which arrays are read; tensors keep theirs.
 
     Returns:
-        By latent of the guide, (draws, *shape).
+        By latent of the guide, (draws, *shape), of its own dtype and on its device.
 
     Raises:
         ValueError: a latent whose value does not follow from the reference.
     """
-    draws = _tensors(reference, dtype)
-    return {name: _value(name, draws, guide) for name in structure.latents}
+    return {
+        name: _value(name, _Draws(reference, latent.device), guide).to(latent.dtype)
+        for name, latent in structure.latents.items()
+    }
 
 
-def _tensors(reference: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-    if not isinstance(reference, Mapping) or hasattr(reference, "children"):
-        variables = reference["posterior"].data_vars
-        reference = {
-            str(name): np.asarray(variables[name]).reshape(-1, *variables[name].shape[2:])
-            for name in variables
-        }
-    tensors = {}
-    for name, values in reference.items():
+class _Draws:
+    """A reference's draws by site, on a device, numbers of any precision as float64."""
+
+    def __init__(self, reference: Any, device: torch.device) -> None:
+        if not isinstance(reference, Mapping) or hasattr(reference, "children"):
+            variables = reference["posterior"].data_vars
+            reference = {
+                str(name): np.asarray(variables[name]).reshape(-1, *variables[name].shape[2:])
+                for name in variables
+            }
+        self.sites: Mapping[str, Any] = reference
+        self.device = device
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.sites
+
+    def __getitem__(self, name: str) -> Tensor:
+        values = self.sites[name]
         tensor = values if isinstance(values, Tensor) else torch.as_tensor(np.array(values))
-        tensors[name] = tensor.to(dtype) if not isinstance(values, Tensor) else tensor
-    return tensors
+        return tensor.to(self.device, torch.float64)
 
 
-def _value(name: str, draws: Mapping[str, Tensor], guide: Program) -> Tensor:
+def _value(name: str, draws: _Draws, guide: Program) -> Tensor:
     if name in draws:
         return draws[name]
     if isinstance(guide, AutoNormal) and name.removesuffix("_unconstrained") in draws:
@@ -66,11 +73,11 @@ def _value(name: str, draws: Mapping[str, Tensor], guide: Program) -> Tensor:
             values = [_unconstrained(site, draws, guide) for site in sites]
             return torch.cat([value.reshape(len(value), -1) for value in values], -1)
     raise ValueError(
-        f"The reference has {sorted(draws)}, from which the value of the guide's latent '{name}' "
-        "does not follow. Use a guide that draws the model's own sites, AutoNormal or an "
+        f"The reference has {sorted(draws.sites)}, from which the value of the guide's latent "
+        f"'{name}' does not follow. Use a guide that draws the model's own sites, AutoNormal or an "
         "AutoContinuous guide, and a reference with draws of every latent of the model."
     )
 
 
-def _unconstrained(name: str, draws: Mapping[str, Tensor], guide: Any) -> Tensor:
+def _unconstrained(name: str, draws: _Draws, guide: Any) -> Tensor:
     return biject_to(guide.prototype_trace.nodes[name]["fn"].support).inv(draws[name])

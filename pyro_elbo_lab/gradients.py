@@ -30,6 +30,7 @@ from pyro_elbo_lab.layout import Layout
 from pyro_elbo_lab.particles import CellBlock, Draws, Particles, sum_except
 from pyro_elbo_lab.paths import without
 from pyro_elbo_lab.score import has_sampled_log_q, score
+from pyro_elbo_lab.smoothness import has_kinks
 from pyro_elbo_lab.structure import FactorKey, Latent, Structure
 from pyro_elbo_lab.target import Target, along_outer, outer_derivatives, totals, value
 
@@ -75,7 +76,8 @@ def choose(
         layout: cells and shared latents.
         target: what is optimised.
         gradient: "auto" is doubly reparameterized where every latent of the block is
-            reparameterized, score where a latent is not, pathwise for the rest.
+            reparameterized and the bound has no kinks, score where a latent is not reparameterized,
+            pathwise for the rest.
 
     Returns:
         A choice for every latent, by name.
@@ -83,14 +85,15 @@ def choose(
     Raises:
         ValueError: the estimator asked for is illegal for a latent, which is named.
     """
+    kinked = _in_kinked_bound(structure, layout, target)
     if gradient == "auto":
         return {
-            name: _automatic(latent, coupled(latent, structure, layout, target))
+            name: _automatic(latent, coupled(latent, structure, layout, target), name in kinked)
             for name, latent in structure.latents.items()
         }
     assert gradient != "wake"
-    for latent in structure.latents.values():
-        _check_legal(latent, gradient)
+    for name, latent in structure.latents.items():
+        _check_legal(latent, gradient, name in kinked)
     return dict.fromkeys(structure.latents, Choice(gradient, "asked for"))
 
 
@@ -207,13 +210,23 @@ def avoiding(upstream: list[Draws], linear: Mapping[int, Tensor], zero: Tensor) 
     return total
 
 
-def _automatic(latent: Latent, others: list[Latent]) -> Choice:
+def _in_kinked_bound(structure: Structure, layout: Layout, target: Target) -> frozenset[str]:
+    """The latents whose log-weights enter a bound with kinks."""
+    if target.outer is not mean and has_kinks(target.outer, target.num_outer):
+        return frozenset(structure.latents)
+    local = layout.local & structure.latents.keys()
+    return local if local and has_kinks(target.inner, target.num_inner) else frozenset()
+
+
+def _automatic(latent: Latent, others: list[Latent], kinked: bool) -> Choice:
     if not latent.reparameterized:
         return Choice("score", f"{latent.distribution} is not reparameterized")
     if not latent.evaluable:
         return Choice(
             "pathwise", f"log q of this {latent.distribution} is reliable only at its last draw"
         )
+    if kinked:
+        return Choice("pathwise", "the bound's slope jumps")
     obstacle = obstacle_among(others)
     if obstacle:
         return Choice("pathwise", f"its weights hold {obstacle}")
@@ -245,12 +258,14 @@ def coupled(latent: Latent, structure: Structure, layout: Layout, target: Target
     ]
 
 
-def _check_legal(latent: Latent, estimator: Estimator) -> None:
+def _check_legal(latent: Latent, estimator: Estimator, kinked: bool) -> None:
     found = None
     if not latent.reparameterized and estimator != "score":
         found = f"has the distribution {latent.distribution}, whose draws are not differentiable"
     elif not latent.evaluable and estimator != "pathwise":
         found = f"is a {latent.distribution} whose log-density is reliable only at its last draw"
+    elif kinked and estimator == "doubly_reparameterized":
+        found = "enters a bound whose slope jumps, which would bias this gradient"
     if found:
         raise ValueError(
             f"gradient={estimator!r} is illegal for latent '{latent.name}': it {found}. "

@@ -17,15 +17,18 @@ from pyro_elbo_lab.replay import (
     deterministics,
     log_likelihoods,
     observations,
+    unobserved,
 )
 
-__all__ = ["constant_data", "model_groups"]
+__all__ = ["constant_data", "is_improper", "latents", "model_groups"]
 
 Program = Callable[..., Any]
 Arrays = dict[str, np.ndarray]
 
 MOST_VALUES = 50_000_000
 """Numbers in a group, 400 MB in float64; larger groups are left out."""
+
+_NOTHING = "no log_likelihood, predictions and prior"
 
 NUM_PRIOR = 500
 """Draws of the prior."""
@@ -48,9 +51,12 @@ def model_groups(
     """
     complaint = _complaint(trace, posterior)
     if complaint:
-        return {}, [f"no log_likelihood, predictions and prior: {complaint}"]
-    values = {name: _flat(trace, name, posterior[name]) for name in _latents(trace)}
-    replay = Replay(model, trace, values)
+        return {}, [f"{_NOTHING}: {complaint}"]
+    values = {name: _flat(trace, name, posterior[name]) for name in latents(trace)}
+    try:
+        replay = Replay(model, trace, values)
+    except Exception as error:  # what the sampler has computed must not be lost
+        return {}, [f"{_NOTHING}: {type(error).__name__}: {error}"]
     sample = next(iter(posterior.values())).shape[:2]
     size = sum(v.numel() for v in observations(trace)(trace).values())
     notes: list[str] = []
@@ -62,7 +68,7 @@ def model_groups(
             return
         try:
             found = make()
-        except Exception as error:  # what the sampler has computed must not be lost
+        except Exception as error:  # as above
             notes.append(f"no {group}: {type(error).__name__}: {error}")
             return
         if found:
@@ -73,16 +79,18 @@ def model_groups(
 
     num_draws = sample[0] * sample[1]
     attempt("log_likelihood", num_draws * size, lambda: of_posterior(log_likelihoods(trace)))
+    if masked := [name for name in observations(trace)(trace) if _is_masked(trace.nodes[name])]:
+        notes.append(f"masked observations of {masked} have likelihood 1: leave them out of az.loo")
     attempt(
         "posterior_predictive",
         num_draws * size,
-        lambda: of_posterior(observations(trace), poutine.uncondition(model)),
+        lambda: of_posterior(observations(trace), unobserved(model)),
     )
-    improper = [name for name in _latents(trace) if _is_improper(trace.nodes[name])]
+    improper = [name for name in latents(trace) if is_improper(trace.nodes[name])]
     if improper:
         notes.append(f"no prior: that of {improper} is improper")
         return groups, notes
-    inputs = sum(trace.nodes[name]["value"].numel() for name in _latents(trace))
+    inputs = sum(trace.nodes[name]["value"].numel() for name in latents(trace))
     attempt("prior", NUM_PRIOR * inputs, lambda: _prior(replay, trace, _unobserved))
     attempt("prior_predictive", NUM_PRIOR * size, lambda: _prior(replay, trace, observations))
     return groups, notes
@@ -119,7 +127,7 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
 
 
-def _latents(trace: poutine.Trace) -> list[str]:
+def latents(trace: poutine.Trace) -> list[str]:
     return [
         name
         for name, site in trace.nodes.items()
@@ -131,14 +139,14 @@ def _latents(trace: poutine.Trace) -> list[str]:
 
 
 def _complaint(trace: poutine.Trace, posterior: Mapping[str, np.ndarray]) -> str:
-    missing = [name for name in _latents(trace) if name not in posterior]
+    missing = [name for name in latents(trace) if name not in posterior]
     if missing:
         return f"there are no draws of {missing}, which are summed out"
     for site in trace.nodes.values():
         for frame in site.get("cond_indep_stack", ()):
             if frame.full_size not in (None, frame.size):
                 return f"plate '{frame.name}' is subsampled"
-    return "" if _latents(trace) else "the model has no latents"
+    return "" if latents(trace) else "the model has no latents"
 
 
 def _flat(trace: poutine.Trace, name: str, draws: np.ndarray) -> Tensor:
@@ -146,7 +154,7 @@ def _flat(trace: poutine.Trace, name: str, draws: np.ndarray) -> Tensor:
     return torch.as_tensor(draws.reshape(-1, *draws.shape[2:])).to(like)
 
 
-def _is_improper(site: Any) -> bool:
+def is_improper(site: Any) -> bool:
     fn = site["fn"]
     if site["mask"] is False:
         return True
@@ -158,8 +166,13 @@ def _is_improper(site: Any) -> bool:
         fn = fn.base_dist
 
 
+def _is_masked(site: Any) -> bool:
+    mask = site["mask"]
+    return mask is False or (isinstance(mask, Tensor) and not bool(mask.all()))
+
+
 def _unobserved(trace: poutine.Trace) -> Any:
-    names, of_draws = _latents(trace), deterministics(trace)
+    names, of_draws = latents(trace), deterministics(trace)
     return lambda run: {n: run.nodes[n]["value"] for n in names} | of_draws(run)
 
 

@@ -165,6 +165,8 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 
 def _storage(tensor: Tensor) -> int:
+    if tensor.layout is not torch.strided:
+        raise CaptureError(f"a tensor is {tensor.layout}, not dense ({_line_now()})")
     return tensor.untyped_storage()._cdata
 
 

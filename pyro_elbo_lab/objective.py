@@ -82,7 +82,8 @@ class Objective(ELBO):
 
     Args:
         name: for messages.
-        bound: from log-weights (K, ...) to values (...), see `bounds`.
+        bound: from log-weights (K, ...) to values (...), see `bounds`. Where its slope jumps (a
+            minimum, a median, clipped weights) the gradient is pathwise or the score function.
         num_inner: K, the number of particles inside the bound.
         num_outer: M, the number of independent estimates.
         outer: from these estimates (M,) to the value, by default their mean, see `target`.
@@ -161,7 +162,7 @@ class Objective(ELBO):
         self.name = name
         if bound is mean and outer is mean:  # K M independent draws serve a mean of means better
             num_inner, num_outer = 1, num_inner * num_outer
-        self.target = Target(bound, outer, upper)
+        self.target = Target(bound, outer, upper, num_inner, num_outer)
         self.num_inner = num_inner
         self.num_outer = num_outer
         self.gradient = gradient

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -44,7 +43,7 @@ def plot_errors(comparison: Comparison) -> Figure:
     dataset = comparison.dataset
     styles = _style.styles(comparison.approximations)
     count = len(comparison.approximations)
-    with plt.rc_context(_style.PRINT):
+    with _style.settings():
         figure, grid = panels(count, columns=3, height=2.5, share=True)
         _scale(grid[0], dataset)
         for axes, name in zip(grid, comparison.approximations, strict=True):

@@ -65,7 +65,7 @@ def plot_evidence_bounds(comparison: Comparison, evidence: Mapping[str, Sandwich
     """
     styles = _style.styles(comparison.approximations)
     names = [name for name in comparison.approximations if name in evidence]
-    with plt.rc_context(_style.PRINT):
+    with _style.settings():
         figure, axes = plt.subplots(
             figsize=(_style.WIDTH, 1.0 + 0.3 * len(names)), layout="constrained"
         )

@@ -11,7 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pyro_elbo_lab import _style
-from pyro_elbo_lab._figure import entitle, farthest, mark, panels, selection, window
+from pyro_elbo_lab._figure import (
+    discrete_values,
+    entitle,
+    farthest,
+    mark,
+    panels,
+    selection,
+    window,
+)
 from pyro_elbo_lab.comparison import Comparison
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -38,7 +46,7 @@ def plot_forest(comparison: Comparison, max_parameters: int = 12) -> Figure:
     styles = _style.styles(comparison.approximations)
     slots = np.linspace(-0.4, 0.4, len(styles) + 2)[1:-1]
     slot = dict(zip(styles, slots, strict=True))
-    with plt.rc_context(_style.PRINT):
+    with _style.settings():
         height = 1.2 + len(parameters) * row_height(len(styles))
         figure, axes = plt.subplots(figsize=(_style.WIDTH, height), layout="constrained")
         for i, parameter in enumerate(parameters):
@@ -84,7 +92,8 @@ def row_height(num_intervals: int) -> float:
 def plot_densities(comparison: Comparison, max_parameters: int = 12) -> Figure:
     """Draw the marginal density of each parameter, approximations over the reference.
 
-    The densities are kernel estimates in the parameters' own units. Draws beyond the panel are not
+    The densities are kernel estimates in the parameters' own units; of a discrete parameter these
+    are shares, and the reference's are bars. Draws beyond the panel are not
     drawn; an arrow at its edge stands for an approximation whose median is there. Beyond
     ``max_parameters``, only those with the largest Wasserstein distances are drawn.
 
@@ -98,10 +107,15 @@ def plot_densities(comparison: Comparison, max_parameters: int = 12) -> Figure:
     """
     parameters = farthest(comparison, max_parameters)
     styles = _style.styles(comparison.approximations)
-    with plt.rc_context(_style.PRINT):
+    with _style.settings():
         figure, grid = panels(len(parameters), columns=3, height=1.45)
         for axes, parameter in zip(grid, parameters, strict=True):
-            _draw_densities(axes, comparison.draws(parameter), styles)
+            draws = comparison.draws(parameter)
+            values = discrete_values(draws.values())
+            if values is None:
+                _draw_densities(axes, draws, styles)
+            else:
+                _draw_shares(axes, draws, values, styles)
             axes.set_title(parameter)
         total = comparison.dataset.sizes["parameter"]
         entitle(figure, selection("Marginal posterior densities", len(parameters), total))
@@ -142,6 +156,25 @@ def _draw_densities(
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+
+
+def _draw_shares(
+    axes: Axes,
+    draws: Mapping[str, np.ndarray],
+    values: np.ndarray,
+    styles: Mapping[str, Mapping[str, Any]],
+) -> None:
+    width = np.diff(values).min()
+    for i, (name, own) in enumerate(draws.items()):
+        shares = [np.mean(own == value) for value in values]
+        if name == "reference":
+            axes.bar(values, shares, 0.9 * width, color="0.85")
+        at = values + width * (i / len(draws) - 0.5 + 0.5 / len(draws)) * 0.8
+        axes.vlines(at, 0, shares, linewidth=1.8, color=styles[name]["color"])
+    axes.set_ylim(0, 1)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
 def _point_beyond(axes: Axes, median: float, low: float, high: float, color: str) -> None:

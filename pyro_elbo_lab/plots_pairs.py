@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from arviz_stats.base import array_stats
 from matplotlib.axes import Axes
@@ -15,7 +14,15 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from pyro_elbo_lab import _style
-from pyro_elbo_lab._figure import entitle, farthest, panels, shortened, window, wrapped
+from pyro_elbo_lab._figure import (
+    discrete_values,
+    entitle,
+    farthest,
+    panels,
+    shortened,
+    window,
+    wrapped,
+)
 from pyro_elbo_lab.comparison import Comparison
 
 _CANDIDATES = 100
@@ -41,6 +48,8 @@ def plot_pairs(comparison: Comparison) -> Figure:
     The reference is the grey cloud with its regions of 50 % and 90 % probability, the
     approximation the coloured cloud with the outlines of its own. The pair is sought among the 100
     parameters with the largest Wasserstein distances; for a point estimate it is the first two.
+    Two discrete parameters have clouds only, spread out at each pair of values, the reference's at
+    the left.
 
     Raises:
         ValueError: there is only one parameter.
@@ -62,7 +71,8 @@ def plot_pairs(comparison: Comparison) -> Figure:
     candidates = [comparison.draws(name) for name in names]
     styles = _style.styles(comparison.approximations)
     count = len(comparison.approximations)
-    with plt.rc_context(_style.PRINT):
+    continuous = False
+    with _style.settings():
         figure, grid = panels(count, columns=3, height=2.5)
         for axes, name in zip(grid, comparison.approximations, strict=True):
             pair = _worst_pair(name, names, candidates)
@@ -70,12 +80,14 @@ def plot_pairs(comparison: Comparison) -> Figure:
                 axes.set_axis_off()
                 continue
             _draw_pair(axes, pair, styles[name])
+            continuous |= _gaps(pair) is None
             axes.set_title("\n".join([*wrapped(name, count), _correlations(pair)]))
         what = "The pair of parameters whose correlation r is most wrong"
         if total > _CANDIDATES:
             what += f", among the {_CANDIDATES} of {total:,} farthest from the reference"
         entitle(figure, "\n".join(textwrap.wrap(what, 90)))
-        _explain(figure)
+        if continuous:
+            _explain(figure)
     return figure
 
 
@@ -106,19 +118,50 @@ def _correlation(draws: np.ndarray) -> np.ndarray:
 
 
 def _draw_pair(axes: Axes, pair: _Pair, style: Mapping[str, Any]) -> None:
+    gaps = _gaps(pair)
+    if gaps is None:
+        _draw_continuous(axes, pair, style)
+    else:
+        _draw_discrete(axes, pair, gaps, style)
+    axes.set_xlabel(shortened(pair.parameters[0]))
+    axes.set_ylabel(shortened(pair.parameters[1]))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+
+
+def _gaps(pair: _Pair) -> np.ndarray | None:
+    """Least distances between values of each parameter, (2, 1); None unless both are discrete."""
+    values = [discrete_values(both) for both in zip(pair.draws, pair.reference, strict=True)]
+    gaps = [[np.diff(own).min()] for own in values if own is not None]
+    return np.array(gaps) if len(gaps) == 2 else None
+
+
+def _draw_discrete(axes: Axes, pair: _Pair, gaps: np.ndarray, style: Mapping[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    sides = (pair.reference, -0.18, "0.35"), (pair.draws, 0.18, style["color"])
+    for draws, side, color in sides:
+        few = _thinned(draws)
+        apart = rng.uniform(-0.15, 0.15, few.shape)
+        apart[0] += side
+        x, y = few + gaps * apart
+        axes.scatter(x, y, s=3, linewidths=0, rasterized=True, color=color)
+
+
+def _draw_continuous(axes: Axes, pair: _Pair, style: Mapping[str, Any]) -> None:
     limits = [
         window({"reference": r, "approximation": q})
         for q, r in zip(pair.draws, pair.reference, strict=True)
     ]
-    x, y, density, levels = _regions(pair.reference)
-    axes.contourf(x, y, density, levels=[*levels, density.max()], colors=["0.92", "0.82"])
+    if _fill_the_plane(pair.reference):
+        x, y, density, levels = _regions(pair.reference)
+        axes.contourf(x, y, density, levels=[*levels, density.max()], colors=["0.92", "0.82"])
     cloud: dict[str, Any] = {"s": 3, "linewidths": 0, "rasterized": True}
     axes.scatter(*_thinned(pair.reference), color="0.35", **cloud)
     axes.scatter(*_thinned(pair.draws), color=style["color"], **cloud)
     inside = pair.draws[:, _within(pair.draws, limits)]
     if np.ptp(pair.draws, axis=1).min() == 0:
         axes.plot(*pair.draws[:, 0], color=style["color"], marker=style["marker"], markersize=7)
-    elif inside.shape[1] >= _FEWEST:
+    elif inside.shape[1] >= _FEWEST and _fill_the_plane(inside):
         x, y, density, levels = _regions(inside)
         line: dict[str, Any] = {
             "colors": style["color"],
@@ -128,10 +171,11 @@ def _draw_pair(axes: Axes, pair: _Pair, style: Mapping[str, Any]) -> None:
         axes.contour(x, y, density, levels=levels, **line)
     axes.set_xlim(limits[0])
     axes.set_ylim(limits[1])
-    axes.set_xlabel(shortened(pair.parameters[0]))
-    axes.set_ylabel(shortened(pair.parameters[1]))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+
+
+def _fill_the_plane(draws: np.ndarray) -> bool:
+    """Whether draws (2, S) are not all on one line, where no density in the plane exists."""
+    return bool(abs(_correlation(draws)[0, 1]) < 1 - 1e-9)
 
 
 def _regions(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

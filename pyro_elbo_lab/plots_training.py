@@ -60,7 +60,7 @@ def plot_training(comparison: Comparison, losses: Mapping[str, np.ndarray]) -> F
         'objective (nats)'
     """
     styles = _style.styles(comparison.approximations)
-    with plt.rc_context(_style.PRINT):
+    with _style.settings():
         figure, axes = plt.subplots(figsize=(_style.WIDTH, 3.4), layout="constrained")
         settled = []
         for name, values in losses.items():

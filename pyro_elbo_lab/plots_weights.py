@@ -1,29 +1,37 @@
 """Whether importance weights can be trusted: k-hat against its threshold."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_elbo_lab import _style
 from pyro_elbo_lab._figure import entitle
 from pyro_elbo_lab.comparison import Comparison
+from pyro_elbo_lab.diagnostics import FEWEST_DRAWS, k_hat
 
 _RANGE = (-0.25, 1.5)
 
 
-def plot_k_hat(comparison: Comparison, cells: Mapping[str, np.ndarray] | None = None) -> Figure:
+_MOST_CELLS = 2000
+"""A second and a half of tail fits; where there are more, as many are taken at even distances."""
+
+
+def plot_k_hat(comparison: Comparison) -> Figure:
     """Draw k-hat of each approximation against the threshold below which weights are reliable.
 
     The shaded part of each row is where the weights can be trusted. Values outside the axis are
-    drawn at its edge; the numbers stand on the right.
+    drawn at its edge; the numbers stand on the right. Ticks are the k-hats of the cells of local
+    latents, of at most 2000 of them.
 
     Args:
-        comparison: its k-hats are those of the joint log-weights.
-        cells: k-hat of each cell of local latents, by approximation, drawn as ticks below it.
+        comparison: its k-hats are those of the joint log-weights; an approximation has cells where
+            its tree has `cell_log_weight`, as `from_guide` returns it.
 
     Example:
         >>> from pyro_elbo_lab.comparison import compare
@@ -36,21 +44,22 @@ def plot_k_hat(comparison: Comparison, cells: Mapping[str, np.ndarray] | None = 
         >>> plot_k_hat(compare({"exact": q}, p)).axes[0].get_xlabel()
         'k-hat (tail shape of the importance weights)'
     """
-    cells = cells or {}
+    trees = comparison.approximations
+    cells = {name: found for name, tree in trees.items() if (found := _cells(tree)) is not None}
     styles = _style.styles(comparison.approximations)
     names = list(comparison.approximations)
-    with plt.rc_context(_style.PRINT):
+    with _style.settings():
         row_height = 0.42 if cells else 0.3
         figure, axes = plt.subplots(
             figsize=(_style.WIDTH, 1.0 + row_height * len(names)), layout="constrained"
         )
         for i, name in enumerate(names):
             row = comparison.dataset.sel(approximation=name)
-            k_hat, threshold = float(row["k_hat"]), float(row["k_hat_threshold"])
+            threshold = float(row["k_hat_threshold"])
             _draw_threshold(axes, i, threshold)
-            _draw_k_hat(axes, i, k_hat, styles[name])
+            _draw_k_hat(axes, i, float(row["k_hat"]), styles[name])
             if name in cells:
-                _draw_cells(axes, i, np.ravel(cells[name]), threshold, styles[name])
+                _draw_cells(axes, i, cells[name], threshold, styles[name])
         axes.set_yticks(range(len(names)), names)
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(names) - 0.5, -0.5)
@@ -61,6 +70,19 @@ def plot_k_hat(comparison: Comparison, cells: Mapping[str, np.ndarray] | None = 
     return figure
 
 
+def _cells(tree: xr.DataTree) -> np.ndarray | None:
+    """k-hats of the cells, (cell,), None where there are none."""
+    if "sample_stats" not in tree.children:
+        return None
+    stats = tree["sample_stats"].to_dataset()
+    arrays = [stats[name] for name in stats if str(name).startswith("cell_log_weight")]
+    if not arrays or arrays[0].sizes["chain"] * arrays[0].sizes["draw"] < FEWEST_DRAWS:
+        return None
+    log_w = [array.transpose("chain", "draw", ...).values for array in arrays]
+    joined = np.concatenate([x.reshape(*x.shape[:2], -1) for x in log_w], -1)
+    return k_hat(joined[..., :: math.ceil(joined.shape[-1] / _MOST_CELLS)])
+
+
 def _draw_threshold(axes: Axes, y: int, threshold: float) -> None:
     if np.isnan(threshold):
         return
@@ -68,13 +90,13 @@ def _draw_threshold(axes: Axes, y: int, threshold: float) -> None:
     axes.plot((threshold, threshold), (y - 0.42, y + 0.42), color="0.3", linewidth=1.2)
 
 
-def _draw_k_hat(axes: Axes, y: int, k_hat: float, style: Mapping[str, Any]) -> None:
-    if np.isnan(k_hat):
+def _draw_k_hat(axes: Axes, y: int, value: float, style: Mapping[str, Any]) -> None:
+    if np.isnan(value):
         axes.text(0.0, y, "no importance weights", va="center", fontsize=8, color="0.3")
         return
-    x = np.clip(k_hat, *_RANGE)
+    x = np.clip(value, *_RANGE)
     axes.plot(x, y, color=style["color"], marker=style["marker"], markersize=7, clip_on=False)
-    _beside(axes, y, f"{k_hat:.2f}".replace("-", "\N{MINUS SIGN}"))
+    _beside(axes, y, f"{value:.2f}".replace("-", "\N{MINUS SIGN}"))
 
 
 def _draw_cells(

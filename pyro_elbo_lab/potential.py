@@ -5,7 +5,6 @@ a sampler calls, tens of thousands of times; `constrain` turns its draws back in
 model's sites. The density itself is Pyro's own (`pyro.infer.mcmc.util.initialize_model`).
 """
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -82,11 +81,11 @@ class Potential:
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Inside the block float64 is torch's default (Python floats become float64 tensors), handlers
-    around it see nothing, and what happens to the param store is undone afterwards."""
+    """Inside the block float64 is torch's default (Python floats become float64 tensors), draws are
+    float64, handlers around it see nothing, and what happens to the param store is undone."""
     default, store = torch.get_default_dtype(), pyro.get_param_store()
     try:
-        with poutine.block(), store.scope(store.get_state()):
+        with poutine.block(), store.scope(store.get_state()), _DrawsInFloat64():
             torch.set_default_dtype(torch.float64)
             yield
     finally:
@@ -213,6 +212,14 @@ class _FixedParams(Messenger):
         msg["value"] = _to_float64(msg["value"].detach())
 
 
+class _DrawsInFloat64(Messenger):
+    """Makes draws float64, also those from priors that were built before, as `PyroSample`'s are."""
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if not msg["is_observed"]:
+            msg["value"] = _to_float64(msg["value"])
+
+
 class _RefuseImproper(Messenger):
     """Names the site whose prior cannot be sampled, which Pyro needs for a start."""
 
@@ -295,13 +302,6 @@ def _check_sites(trace: poutine.Trace, latents: Mapping[str, Site]) -> None:
                 "cannot be enumerated. NUTS samples continuous latents only: sum it out by hand, "
                 "or approximate it by a continuous one."
             )
-    single = [n for n, s in latents.items() if s["value"].dtype == torch.float32]
-    if single:
-        warnings.warn(
-            f"The priors of {single} are built from float32 tensors although NUTS runs in float64: "
-            "their constants have float32's precision. Build them from the data's dtype.",
-            stacklevel=4,
-        )
     if all(site["fn"].support.is_discrete for site in latents.values()):
         raise ValueError(
             f"The model has no continuous latent site to sample: it has "

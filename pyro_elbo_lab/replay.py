@@ -7,11 +7,19 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from pyro_elbo_lab.dims import has_value, is_deterministic
 
-__all__ = ["Extract", "Replay", "deterministics", "log_likelihoods", "observations"]
+__all__ = [
+    "Extract",
+    "Replay",
+    "deterministics",
+    "log_likelihoods",
+    "observations",
+    "unobserved",
+]
 
 Program = Callable[..., Any]
 Extract = Callable[[poutine.Trace], dict[str, Tensor]]
@@ -47,7 +55,7 @@ class Replay:
 
         Args:
             extract: tensors by name from a trace.
-            model: another program with the same sites, `poutine.uncondition(model)` say.
+            model: another program with the same sites, `unobserved(model)` say.
 
         Returns:
             By name (draws, *shape in a single run).
@@ -64,7 +72,7 @@ class Replay:
 
     def prior(self, extract: Extract, num_draws: int) -> dict[str, np.ndarray]:
         """What is extracted from runs with nothing given, neither latents nor observations."""
-        model = poutine.uncondition(self._model)
+        model = unobserved(self._model)
         with torch.no_grad():
             if not self.at_once:
                 runs = [extract(_at(model, {})) for _ in range(num_draws)]
@@ -115,6 +123,18 @@ class Replay:
         with pyro.plate(_PLATE, num_draws, dim=-1 - self._nesting):
             found = extract(_at(model, stacked))
         return {name: _numpy(_one_a_draw(found[name], num_draws, shapes[name])) for name in shapes}
+
+
+def unobserved(model: Program) -> Program:
+    """The model with observed sites drawn; deterministic sites, whose values Pyro marks as observed
+    too, are still computed."""
+    return _Unobserve()(model)
+
+
+class _Unobserve(UnconditionMessenger):
+    def _pyro_sample(self, msg: Any) -> None:
+        if not is_deterministic(msg):
+            super()._pyro_sample(msg)
 
 
 def deterministics(trace: poutine.Trace) -> Extract:

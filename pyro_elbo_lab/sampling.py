@@ -6,8 +6,8 @@ estimators need "with z held fixed" is derived from the same run by automatic di
 """
 
 import math
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,21 @@ Values = dict[str, Tensor]
 
 class StructureChangedError(Exception):
     """The program has other sites than the structure that it was run with."""
+
+
+@contextmanager
+def _naming_vectorization(num: int) -> Iterator[None]:
+    """Add to an error of a program that was not written for vectorised particles what to do."""
+    try:
+        yield
+    except RuntimeError as error:  # PyTorch's about shapes
+        if num > 1:
+            error.add_note(
+                f"{num} particles ran at once (vectorize_particles=True), so that all latents have "
+                "a dimension more on the left. A program that cannot have it, such as nn.Linear "
+                "with random weights, needs vectorize_particles=False."
+            )
+        raise
 
 
 def draw(
@@ -133,7 +148,7 @@ def draw(
     nets = Nets(sobol, num_inner, num_outer)
     if vectorize:
         plate = pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1) if num > 1 else nullcontext()
-        with nets.all_particles(), plate:
+        with nets.all_particles(), plate, _naming_vectorization(num):
             runs.append(once(shared, refreshed, given)[0])
     else:
         earlier: dict[int, Values] = {}

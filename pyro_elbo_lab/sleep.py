@@ -7,6 +7,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_elbo_lab.replay import unobserved
 from pyro_elbo_lab.structure import Program, is_random, is_subsample
 
 
@@ -40,7 +41,7 @@ def dream(
     total = torch.zeros(())
     for _ in range(num):
         with torch.no_grad(), poutine.block():
-            dreamt = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
+            dreamt = poutine.trace(unobserved(model)).get_trace(*args, **kwargs)
         observations = {
             name: site["value"]
             for name, site in dreamt.nodes.items()

@@ -25,6 +25,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.util import check_model_guide_match
 from torch.overrides import TorchFunctionMode
 
+from pyro_elbo_lab.dims import delta
 from pyro_elbo_lab.enumeration import (
     Marginal,
     Site,
@@ -63,6 +64,8 @@ class Latent:
         evaluable: whether log q can be evaluated at a value that was not just drawn. A flow without
             an inverse cannot; an autoregressive one could, by as many passes as it has dimensions,
             in which rounding errors grow.
+        dtype: of its draws.
+        device: of its draws.
     """
 
     name: str
@@ -72,6 +75,8 @@ class Latent:
     generation: int
     reparameterized: bool
     evaluable: bool
+    dtype: torch.dtype
+    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -282,6 +287,8 @@ def analyse(
                 generation=1 + max((latents[u].generation for u in upstream), default=-1),
                 reparameterized=bool(getattr(site["fn"], "has_rsample", False)),
                 evaluable=_is_evaluable(site),
+                dtype=site["value"].dtype,
+                device=site["value"].device,
             )
     reads = {
         key: ((direct[key] | escaped) & latents.keys()) | ({key.name} & latents.keys())
@@ -397,13 +404,6 @@ def aside() -> Iterator[None]:
 def is_random(site: Site) -> bool:
     """Whether a guide site draws at random: neither observed nor a Delta."""
     return not site["is_observed"] and delta(site["fn"]) is None
-
-
-def delta(fn: Any) -> Any:
-    """The Delta inside a distribution's wrappers, None if it is random."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn if type(fn).__name__ == "Delta" else None
 
 
 def is_subsample(site: Site) -> bool:

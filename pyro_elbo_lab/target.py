@@ -25,11 +25,15 @@ class Target:
         inner: F.
         outer: B.
         upper: whether the value bounds log p(x) from above, and is minimised.
+        num_inner: K, the number of log-weights that F is given.
+        num_outer: M, the number of estimates that B is given.
     """
 
     inner: Bound
     outer: Bound = mean
     upper: bool = False
+    num_inner: int = 1
+    num_outer: int = 1
 
     @property
     def sign(self) -> int:

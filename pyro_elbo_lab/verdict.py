@@ -20,6 +20,9 @@ _FALL_Z = 4.0
 _FUNNEL = 0.4
 """Least rank correlation of a spread with another parameter that is called a funnel."""
 
+_BEND = 0.4
+"""Share of the median distance from the middle that is empty where a funnel is called a curve."""
+
 _ROUNDING = 1e-6
 """An sd ratio that a draw repeated again and again can show by rounding."""
 
@@ -132,8 +135,17 @@ def _agreement(errors: Errors, k_hat: _KHat, row: xr.Dataset) -> Verdict:
     doubt = _doubt(errors, k_hat, row)
     if not doubt:
         vouched = str(k_hat) if k_hat.known else _classifier(row)
-        return Verdict("good", f"Good: {errors.extremes}; {vouched}.")
+        return Verdict("good", f"Good: {errors.extremes}; {vouched}.{_in_noise(errors)}")
     return Verdict("good marginals", f"Good marginals: {errors.extremes}; but {doubt}.")
+
+
+def _in_noise(errors: Errors) -> str:
+    """A word on errors beyond the tolerance that noise may explain; "" if there are none."""
+    beyond = errors.parameter[errors.beyond_tolerance]
+    if not len(beyond):
+        return ""
+    which = f"{beyond[0]} is" if len(beyond) == 1 else f"{beyond[0]} and {len(beyond) - 1} more are"
+    return f" {which} beyond the tolerance, but not by more than noise may explain."
 
 
 def _doubt(errors: Errors, k_hat: _KHat, row: xr.Dataset) -> str:
@@ -196,20 +208,29 @@ def _wrong(row: xr.Dataset, errors: Errors, repair: str) -> Verdict:
 
 
 _RICHER = "try a richer guide, such as a normalising flow"
+_DISCRETE = (
+    "try a guide in which the discrete parameters depend on each other, or sum them out "
+    "(infer={'enumerate': 'parallel'} in the model)"
+)
 _FULL_RANK = "try a full-rank guide (AutoMultivariateNormal)"
 
 
 def _advice(row: xr.Dataset, errors: Errors) -> str:
     """What to try next against errors that count."""
+    wrong = np.logical_or.reduce(list(errors.by_kind.values()))
+    if row["discrete"].values[wrong].all():
+        return _DISCRETE
     governed = np.nan_to_num(row["governed_spread"].values)
     root = int(np.argmax(governed))
     kinds = errors.by_kind
     if governed[root] > _FUNNEL:
-        return (
+        follows = (
             f"the spread of other parameters follows {row['parameter'].values[root]} (rank "
-            f"correlation {governed[root]:.2f}), a funnel: try a non-centred "
-            "parameterisation"
+            f"correlation {governed[root]:.2f})"
         )
+        if row["governed_bend"].values[root] > _BEND:
+            return f"{follows}, in a curve: try a normalising flow, or straighter coordinates"
+        return f"{follows}, a funnel: try a non-centred parameterisation"
     if "light tails" in kinds or "heavy tails" in kinds:
         return "try a guide whose tails can adapt, such as Student's t or a normalising flow"
     if "under-dispersed" in kinds and errors.uncorrelated.any():
