@@ -96,6 +96,12 @@ def log_joint(x: Tensor) -> Tensor:
     return log_prior + x @ drawn.T - softplus(drawn).sum(-1)
 
 
+def exact_draws(num_draws: int, x: Tensor) -> dict[str, Tensor]:
+    """z from its posterior at the parameters in the store, (num_draws, N, 8)."""
+    picked = log_joint(x).softmax(-1).multinomial(num_draws, replacement=True)
+    return {"z": states(x)[picked].transpose(0, 1)}
+
+
 def log_evidence(x: Tensor) -> Tensor:
     """log p(x_n) at the parameters in the store, shape (N,), from pixels x of shape (N, 64)."""
     return log_joint(x).logsumexp(-1)
