@@ -5,13 +5,16 @@ import signal
 from collections.abc import Iterator
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # before matplotlib is imported: never open a window
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for kernels of notebooks too, as tests share cores:
+# two threads that wait for each other and for a busy neighbour are ten times slower than one
 
+import matplotlib.pyplot as plt
 import pyro
 import pytest
 import torch
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore Ctrl-C
-torch.set_num_threads(1)  # tensors are small, and a second thread waits for busy neighbours
+torch.set_num_threads(1)  # should torch have been imported before the line above
 
 
 @pytest.fixture(autouse=True)
@@ -23,3 +26,4 @@ def fresh_state() -> Iterator[None]:
     yield
     torch.set_default_dtype(torch.float32)
     pyro.clear_param_store()
+    plt.close("all")  # or matplotlib warns of many open figures, in whichever test comes last

@@ -7,6 +7,14 @@ import torch
 
 collect_ignore = ["benchmarks/numpyro_models.py"]  # imports NumPyro, which may not be there
 
+LONGEST_FILES = ("test_tutorials", "test_model_files")
+"""They come first, so that no worker is still busy with one when the others are done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST_FILES)
+
+
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device present")
 
 

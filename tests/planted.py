@@ -117,6 +117,20 @@ def funnel(rng: np.random.Generator) -> Any:
     return q, vector(np.concatenate([v[..., None], reference], -1)), None
 
 
+def banana(rng: np.random.Generator) -> Any:
+    """x ~ N(0, 1), y ~ N(x² - 1, 1/2), and its mean-field fit.
+
+    The ELBO of x ~ N(0, s), y ~ N(m, t) is largest at 16 s⁴ + s² = 1, m = s² - 1, t = 1/2.
+    """
+    x = rng.normal(size=CHAINS)
+    reference = np.stack([x, x**2 - 1 + rng.normal(size=CHAINS) / 2], -1)
+    variance = (np.sqrt(65) - 1) / 32
+    loc, scale = np.array([0, variance - 1]), np.sqrt([variance, 0.25])
+    q = loc + scale * rng.normal(size=(1, N, 2))
+    log_p = -(q[..., 0] ** 2) / 2 - 2 * (q[..., 1] - q[..., 0] ** 2 + 1) ** 2
+    return vector(q, log_weight=gaussian_log_weight(q, log_p, loc, scale)), vector(reference), None
+
+
 RHO = 0.95
 
 
@@ -209,6 +223,7 @@ PLANTED = {
     "nearly good": Failure("good", "k-hat", nearly_good),
     "mode collapse": Failure("wrong mode", "initial values", mode_collapse),
     "funnel": Failure("under-dispersed", "non-centred", funnel),
+    "banana": Failure("under-dispersed and biased", "in a curve", banana),
     "scale under-estimation": Failure("under-dispersed", "full-rank", correlated),
     "shifted mean": Failure("biased", "more steps", shifted),
     "slightly shifted mean": Failure("biased", "more steps", slightly_shifted),

@@ -5,7 +5,19 @@ import math
 import pytest
 import torch
 
-from pyro_elbo_lab.bounds import derivatives, leave_one_out, log_mean_exp, mean
+from pyro_elbo_lab.bounds import (
+    chi,
+    combined,
+    derivatives,
+    jackknife,
+    leave_one_out,
+    log_mean_exp,
+    log_uniform_schedule,
+    mean,
+    renyi,
+    thermodynamic,
+)
+from pyro_elbo_lab.smoothness import has_kinks
 
 BOUNDS = {"mean": mean, "log_mean_exp": log_mean_exp}
 every_bound = pytest.mark.parametrize("bound", BOUNDS.values(), ids=BOUNDS)
@@ -68,3 +80,28 @@ def test_leave_one_out_does_not_depend_on_the_one(bound):
 def test_single_particle_has_no_baseline(bound):
     values, slopes = leave_one_out(bound, LOG_WEIGHTS[:1])
     assert (values == 0).all() and (slopes == 1).all()
+
+
+SMOOTH = {
+    "renyi": renyi(0.5),
+    "chi": chi(4),
+    "combined": combined(0.3),
+    "left sum": thermodynamic(log_uniform_schedule(5, 0.01)),
+    "right sum": thermodynamic((0.0, 0.5, 1.0), right=True),
+    "jackknife": jackknife(1),
+    "variance": lambda log_weights: log_weights.mean(0) - log_weights.var(0),
+}
+KINKED = {
+    "minimum": lambda log_weights: log_weights.amin(0),
+    "median": lambda log_weights: log_weights.median(0).values,
+    "quantile": lambda log_weights: log_weights.quantile(0.9, dim=0),
+    "clipped": lambda log_weights: log_mean_exp(
+        log_weights.minimum(log_mean_exp(log_weights) + math.log(len(log_weights)) / 2)
+    ),
+}
+
+
+@pytest.mark.parametrize("num_particles", [2, 5, 16, 200])
+def test_kinks(num_particles):
+    assert [name for name, bound in SMOOTH.items() if has_kinks(bound, num_particles)] == []
+    assert [name for name, bound in KINKED.items() if not has_kinks(bound, num_particles)] == []

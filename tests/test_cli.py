@@ -103,6 +103,49 @@ def test_compare_bounds_the_evidence_with_the_parameters_of_each_fit(
     assert 'id="evidence"' in Path("r/index.html").read_text(encoding="utf-8")
 
 
+LEARNT = CONJUGATE.replace("dist.Normal(0.0, 2.0)", "dist.Normal(start(), 1.0)").replace(
+    "\nguides =", "def start():\n    return pyro.param('a', torch.tensor(-20.0))\n\nguides ="
+)
+
+
+@pytest.mark.parametrize("command", ["compare", "evidence"])
+def test_the_reference_has_the_parameters_that_the_fit_has_learnt(
+    command: str, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The evidence is largest at a = mean(x) = 1.5; at the first a it is -176 nats."""
+    options = ["--steps", "4000", "--num-samples", "2000", "--chains", "2", "--draws", "1000"]
+    assert cli.main([command, str(write(LEARNT)), *options, "--out", "r"]) == 0
+    out, err = capsys.readouterr()
+    assert "the parameters just learnt: a" in err
+    x, covariance = torch.tensor([1.0, 2.0, 1.5]), torch.eye(3) + 1.0
+    best = float(dist.MultivariateNormal(torch.full((3,), 1.5), covariance).log_prob(x))
+    low, high = re.findall(r"at least ([-.\d]+) .* at most ([-.\d]+) ", out)[0]
+    assert abs(float(low) - best) < 0.05 and abs(float(high) - best) < 0.05
+    if command == "compare":
+        assert "a: as the fit has learnt them" in Path("r/index.html").read_text(encoding="utf-8")
+
+
+def test_fits_that_learn_parameters_are_compared_one_by_one(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(write(LEARNT), "--guide", "normal", "--guide", "handmade") == 2
+    assert re.search(r"learns parameters \(a\).*Choose one guide", capsys.readouterr().err)
+
+
+EXACT = """
+def exact_draws(num_draws, x, scale):
+    precision = 1 / 4 + len(x) / scale**2
+    return {"mu": x.sum() / precision + torch.randn(num_draws) / precision**0.5}
+"""
+
+
+def test_exact_draws_of_the_file_are_the_reference(write: Write) -> None:
+    assert run(write(CONJUGATE + EXACT), *SHORT, "--out", "r") == 0
+    with xr.open_datatree("r/reference.nc", engine="h5netcdf") as tree:
+        assert tree.attrs["reliability"] == "exact draws, taken as such."
+        assert tree["posterior/mu"].shape == (1, 200)
+
+
 def test_a_guide_without_density_is_compared_without_evidence(
     write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,9 +211,13 @@ BAD_FILES = {
         changed("dist.Normal(0.0, 2.0))", "dist.Normal(0.0, 2.0), obs=torch.ones(()))"),
         r"the model has no latent site",
     ),
-    "parameters": (
-        changed("dist.Normal(0.0, 2.0)", "dist.Normal(pyro.param('a', torch.ones(())), 2.0)"),
-        r"the model has parameters to learn \(a\)",
+    "exact draws of a wrong shape": (
+        CONJUGATE + EXACT.replace("randn(num_draws)", "randn(())"),
+        r"exact_draws of 'mu' have shape \(\), expected \(2,\)",
+    ),
+    "exact draws of another site": (
+        CONJUGATE + EXACT.replace('"mu"', '"nu"'),
+        r"exact_draws returns 'nu', no latent site",
     ),
     "guides no dict": (
         changed('{"handmade": lambda: handmade}', "[handmade]"),

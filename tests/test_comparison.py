@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from pyro_elbo_lab import _blocks, _draws
+from pyro_elbo_lab import _blocks, _draws, _predictive
 from pyro_elbo_lab._distances import (
     QUANTILES,
     Moments,
@@ -298,6 +298,10 @@ def no_posterior(q: xr.DataTree) -> None:
     del q["posterior"]
 
 
+def empty_posterior(q: xr.DataTree) -> None:
+    q["posterior"] = xr.DataTree()
+
+
 def other_shape(q: xr.DataTree) -> None:
     q["posterior"] = xr.DataTree(q["posterior"].to_dataset().isel(site=[0]))
 
@@ -325,6 +329,7 @@ def no_chains(q: xr.DataTree) -> None:
         (nan_draw, r"'theta' of 'q' has 1 NaN .* 4000 draws of theta\[south\]"),
         (nan_weight, r"sample_stats variable 'log_weight' of 'q': 1 of 4000 log-weights are NaN"),
         (no_posterior, r"'q' has no posterior group, only \['sample_stats'\]"),
+        (empty_posterior, "the posterior group of 'q' has no variables of numbers"),
         (other_shape, r"'theta' has shape \(1,\) in 'q' and \(2,\) in the reference"),
         (other_coordinates, r"'site' has the values \['east', 'west'\] in 'q'"),
         (nothing_in_common, r"no varying parameter in common: 'q' has \['m', 't'\]"),
@@ -405,6 +410,26 @@ def test_predictive_difference_matches_the_closed_form(rng: np.random.Generator)
     assert math.isnan(
         compare({"q": trees[0]}, standard_normal(0)).summary.loc["q", "elpd_difference"]
     )
+
+
+@pytest.mark.parametrize("constant", [0.0, -1.5])
+def test_constant_likelihoods_need_no_leaving_out(
+    constant: float, rng: np.random.Generator
+) -> None:
+    """Of masked observations, or of a point: their density counts as it is."""
+    y = rng.normal(size=5)
+    q, p = (with_log_likelihood(rng.normal(size=(2, 1000)), y) for _ in range(2))
+    plain = compare({"q": q}, p).summary.loc["q", "elpd_difference"]
+    for side, value in ((q, constant), (p, 2 * constant)):
+        old = side["log_likelihood"].to_dataset()["y"]
+        more = xr.full_like(old.isel(i=[0]), value)
+        longer = xr.concat([old, more], "i")
+        side["log_likelihood"] = xr.DataTree(xr.Dataset({"y": longer}))
+    row = compare({"q": q}, p).summary.loc["q"]
+    assert row["elpd_difference"] == pytest.approx(plain - constant)
+    point = with_log_likelihood(np.full((1, 10), 0.3), y)
+    expected = stats.norm.logpdf(y, 0.3).sum()
+    assert _predictive._pointwise(point, ["y"])[0].sum() == pytest.approx(expected)
 
 
 def with_log_likelihood(mu: np.ndarray, y: np.ndarray) -> xr.DataTree:

@@ -22,6 +22,7 @@ from models import eight_schools
 from pyro_elbo_lab import (
     AnalyticKLELBO,
     ImportanceWeightedELBO,
+    Objective,
     RenyiELBO,
     ReweightedWakeSleep,
     StandardELBO,
@@ -73,6 +74,7 @@ OBJECTIVES: dict[str, Callable[[], Any]] = {
     "thermodynamic": lambda: ThermodynamicELBO(4, vectorize_particles=True),
     "Sobol": lambda: StandardELBO(4, vectorize_particles=True, sampler="sobol"),
     "annealed KL": lambda: StandardELBO(kl_weight=linear_annealing(5)),
+    "minimum": lambda: Objective("Worst", lambda log_weights: log_weights.amin(0), num_inner=3),
     "Trace_ELBO": Trace_ELBO,
 }
 

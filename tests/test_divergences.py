@@ -1,6 +1,8 @@
 """Wake-sleep, forward KL from a reference, tails, and annealed KL terms."""
 
 import math
+import warnings
+from typing import Any
 
 import numpy as np
 import pyro
@@ -8,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from arviz_base import from_dict
 from pyro.infer import SVI
 from pyro.infer import ReweightedWakeSleep as PyroReweightedWakeSleep
 from pyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoNormal
@@ -156,6 +159,29 @@ class TestSleep:
             gradients.append(-slope.grad.clone())
         assert_mean_equals(torch.stack(gradients), (1 - 0.2 * 1.5) / 0.81)
 
+    def test_one_particle_without_wake_is_wake_sleep(self):
+        """The prior mean follows the ELBO, E_q[z] - shift, and the guide's slope the dreams."""
+        shift = 0.3
+
+        def learning():
+            z = pyro.sample("z", dist.Normal(pyro.param("shift", shift * ONE), ONE))
+            pyro.sample("x", dist.Normal(z, math.sqrt(0.5)), obs=X)
+
+        loss = ReweightedWakeSleep(1, insomnia=0.0)
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        loss.loss(learning, guide)
+        parameters = [pyro.get_param_store()[name].unconstrained() for name in ("shift", "slope")]
+        gradients = []
+        for _ in range(1000):
+            for parameter in parameters:
+                parameter.grad = None
+            loss.loss_and_grads(learning, guide)
+            gradients.append(-torch.stack([parameter.grad for parameter in parameters]))
+        of_shift, of_slope = torch.stack(gradients).T
+        assert_mean_equals(of_shift, 0.2 * X - shift)
+        assert_mean_equals(of_slope, (1 + shift**2 - 0.2 * (1.5 + shift**2)) / 0.81)
+
     def test_insomnia_mixes_wake_and_sleep(self):
         def gradient(insomnia, num=3000):
             loss = ReweightedWakeSleep(3, "wake", insomnia, vectorize_particles=True)
@@ -289,6 +315,7 @@ class TestAnnealing:
         (lambda: ChiUpperBound(10, n=1.0), "expected n > 1"),
         (lambda: ForwardKL(2, {}, gradient="wake"), "leave no choice"),
         (lambda: ReweightedWakeSleep(1), "at least 2"),
+        (lambda: ReweightedWakeSleep(1, insomnia=0.5), "at least 2"),
         (lambda: ReweightedWakeSleep(2, insomnia=1.5), "insomnia=1.5"),
         (lambda: ReweightedWakeSleep(2, gradient="score"), "gradient='score' is unknown"),
         (lambda: ForwardKL(1), "at least 2"),
@@ -298,3 +325,22 @@ class TestAnnealing:
 def test_illegal_arguments_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("make_guide", [AutoNormal, AutoMultivariateNormal])
+def test_a_reference_is_read_in_the_models_own_dtype(make_guide: Any) -> None:
+    """A DataTree of float32 draws for a model in float64, and the other way round."""
+    for theirs, own in ((np.float32, torch.float64), (np.float64, torch.float32)):
+        values = np.random.default_rng(0).exponential(size=(2, 50)).astype(theirs)
+        tree = from_dict({"posterior": {"z": values}})
+
+        def model(like: torch.Tensor) -> None:
+            pyro.sample("z", dist.Exponential(like))
+
+        pyro.clear_param_store()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loss = ForwardKL(4, reference=tree).differentiable_loss(
+                model, make_guide(model), torch.ones((), dtype=own)
+            )
+        assert loss.dtype == own

@@ -1,6 +1,8 @@
 """Bounds of log p(x): their values in closed form, their order, and which of them are believed."""
 
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +12,13 @@ import pytest
 import torch
 import xarray as xr
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
+from scipy.special import logsumexp
 from torch import Tensor
 
 from models import eight_schools
 from pyro_elbo_lab import StandardELBO, cli, fit, nuts
 from pyro_elbo_lab._sandwich import chain_mean, lower_rows, upper_rows
-from pyro_elbo_lab.evidence import EvidenceBounds, evidence
+from pyro_elbo_lab.evidence import Bound, EvidenceBounds, evidence
 from pyro_elbo_lab.evidence_plot import plot_evidence
 from tests.tolerances import critical_value
 
@@ -97,6 +100,18 @@ def test_reverse_bound_has_its_expectation() -> None:
     assert abs(row.value - expected) < critical_value() * row.se
 
 
+def test_the_jackknife_is_that_of_its_groups() -> None:
+    """K IW_K - (K - 1) times the mean IW_{K-1} without one of them, group by group."""
+    log_w = np.random.default_rng(0).normal(size=3000)
+    (row,) = [row for row in lower_rows(log_w) if row.name == "jackknife"]
+    k = row.num_draws
+    values = []
+    for group in log_w[: len(log_w) // k * k].reshape(-1, k):
+        left = [logsumexp(np.delete(group, i)) - math.log(k - 1) for i in range(k)]
+        values.append(k * (logsumexp(group) - math.log(k)) - (k - 1) * np.mean(left))
+    assert row.value == pytest.approx(np.mean(values))
+
+
 def test_jeffreys(conjugate: EvidenceBounds) -> None:
     assert conjugate.jeffreys is not None
     error = conjugate.jeffreys.value - (EUBO - ELBO)
@@ -109,7 +124,14 @@ def test_the_sandwich_holds_the_evidence(conjugate: EvidenceBounds) -> None:
     assert conjugate.lower.value - z * conjugate.lower.se < LOG_EVIDENCE
     assert conjugate.upper.value + z * conjugate.upper.se > LOG_EVIDENCE
     assert conjugate.width < 0.02
-    assert "nats apart" in str(conjugate)
+
+
+def test_the_sentence_says_whether_the_bounds_are_apart(conjugate: EvidenceBounds) -> None:
+    lower = Bound("IW", -2.0, 0.1)
+    meet = replace(conjugate, lower=lower, upper=Bound("EUBO", -2.01, 0.1))
+    assert "agree to within their error, 0.283 nats" in str(meet)
+    apart = replace(conjugate, lower=lower, upper=Bound("EUBO", -1.0, 0.1))
+    assert "The bounds are 1.000 nats apart" in str(apart)
 
 
 def test_the_exact_posterior_leaves_no_gap() -> None:
@@ -159,6 +181,42 @@ def test_chi_bound_with_heavy_tails_is_not_believed() -> None:
     row = bounds.table[bounds.table["name"] == "CUBO_2"].iloc[0]
     assert not row["believable"] and "k-hat" in row["reason"]
     assert bounds.upper is None
+
+
+def two_modes(x: Tensor) -> None:
+    modes = dist.Normal(x.new_tensor([-5.0, 5.0]), 1.0)
+    pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(x.new_tensor([0.3, 0.7])), modes))
+
+
+@pytest.mark.parametrize("sd", [0.9, 1.1])
+def test_upper_bounds_know_of_modes_only_from_a_reference(sd: float) -> None:
+    def one_mode(x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(x.new_tensor(5.0), sd))
+
+    blind = evidence(two_modes, one_mode, X, num_samples=20_000)
+    assert blind.upper is not None and blind.upper.value < -0.3  # log p(x) = 0
+    assert "modes that the guide never draws from" in str(blind)
+    draws = torch.where(torch.rand(4000) < 0.3, -5.0, 5.0) + torch.randn(4000)
+    told = evidence(two_modes, one_mode, X, reference=tree(draws), num_samples=20_000)
+    rows = told.table.set_index("name")
+    assert not rows.loc[["CUBO_2", "PSIS", "jackknife"], "believable"].any()
+    assert re.search(r"miss a region with (29|30|31)% of the reference", rows["reason"]["CUBO_2"])
+    assert told.lower is not None and told.lower.value < 0
+    assert told.upper is None or told.upper.value > 0
+    assert "never draws" not in str(told)
+    unreliable = evidence(two_modes, one_mode, X, reference=tree(draws, reliable=0))
+    assert "modes that the guide never draws from" in str(unreliable)
+
+
+@pytest.mark.parametrize("sd", [0.7, 0.85, 1.0, 1.3])
+def test_a_guide_that_misses_nothing_is_not_doubted(sd: float) -> None:
+    def overlapping(x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(X * VARIANCE / 0.5, sd * VARIANCE**0.5))
+
+    for seed in range(5):
+        pyro.set_rng_seed(seed)
+        bounds = evidence(model, overlapping, X, reference=posterior(2000), num_samples=5000)
+        assert not bounds.table["reason"].str.contains("miss a region").any()
 
 
 def test_an_unreliable_reference_is_not_believed() -> None:

@@ -202,6 +202,18 @@ def test_ctrl_c_returns_the_steps_so_far() -> None:
     assert result.num_steps == 5 and result.losses.shape == (5,)
 
 
+def test_what_no_objective_can_do_is_an_error_in_a_compiled_fit_too() -> None:
+    def program() -> None:
+        pyro.sample("z", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+
+    with (
+        pytest.warns(UserWarning, match="not compiled: .*'z' of the guide"),
+        pytest.raises(NotImplementedError, match="'z' of the guide"),
+    ):
+        objective = StandardELBO()
+        fit(program, program, objective=objective, num_steps=9, compile=True, progress=False)
+
+
 def test_needs_a_step() -> None:
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
         train(num_steps=0)

@@ -21,12 +21,13 @@ from pyro.infer.autoguide import (
     AutoMultivariateNormal,
     AutoNormal,
 )
+from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
 from models import eight_schools, radon
 from pyro_elbo_lab import from_guide, from_predictive, from_pyro, nuts
 from pyro_elbo_lab import groups as groups_module
-from tests.tolerances import assert_mean_equals
+from tests.tolerances import assert_mean_equals, critical_value
 
 torch.manual_seed(0)
 X = torch.randn(3, 4)
@@ -205,6 +206,33 @@ def test_masks_and_scales() -> None:
     expected = -0.5 * (y.numpy() - mu) ** 2 - 0.5 * np.log(2 * np.pi)
     expected[..., 1] = 0
     np.testing.assert_allclose(tree["log_likelihood"]["y"], expected, rtol=1e-4)
+    assert "masked observations of ['y'] have likelihood 1" in tree.attrs["notes"]
+
+
+@pytest.mark.parametrize("inference", ["guide", "nuts"])
+def test_reparameterised_latents_are_computed_and_no_data(inference: str) -> None:
+    y, scale = eight_schools.data()
+    model = poutine.reparam(by_schools, {"theta": LocScaleReparam(0.0)})
+    if inference == "nuts":
+        tree: Any = nuts(model, y, scale, **QUICK)
+    else:
+        guide = AutoNormal(model)
+        guide(y, scale)
+        tree = from_guide(guide, model, y, scale, num_samples=50)
+    assert list(tree["observed_data"]) == list(tree["log_likelihood"]) == ["y"]
+    for group in ("posterior", "prior"):
+        draws = tree[group]
+        assert draws["theta"].dims == ("chain", "draw", "school")
+        expected = draws["mu"] + draws["tau"] * draws["theta_decentered"]
+        np.testing.assert_allclose(draws["theta"], expected, rtol=1e-4, atol=1e-4)
+
+
+def by_schools(y: Tensor, scale: Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("school", 8):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, scale), obs=y)
 
 
 def test_event_dimensions_are_summed() -> None:
@@ -368,6 +396,7 @@ def test_predictive() -> None:
         assert tree["posterior"]["slope"].shape == (1, 30)
         assert tree["posterior_predictive"]["y"].dims == ("chain", "draw", "row")
         np.testing.assert_array_equal(tree["observed_data"]["y"], y)
+    assert list(from_predictive(samples).children) == ["posterior_predictive"]
     with pytest.raises(ValueError, match="expected one of"):
         from_predictive(samples, group="predictions")
     with pytest.raises(ValueError, match="different numbers"):
@@ -381,3 +410,20 @@ def test_counties_of_radon() -> None:
     tree = from_guide(guide, radon.model, *data, num_samples=100)
     assert tree["log_likelihood"]["y"].dims == ("chain", "draw", "house")
     assert set(tree["constant_data"]) == {"county", "floor"}
+
+
+def test_a_deterministic_site_that_others_read_is_computed_in_predictions() -> None:
+    """Pyro marks its value as observed, and would draw it anew, in a wrong shape."""
+
+    def model(x: torch.Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        twice = pyro.deterministic("twice", 2 * z)
+        with pyro.plate("patient", len(x)):
+            pyro.sample("x", dist.Normal(twice, 0.01), obs=x)
+
+    tree = from_guide(AutoNormal(model), model, torch.zeros(3), num_samples=50)
+    assert "notes" not in tree.attrs
+    posterior, prior = tree["posterior"].to_dataset(), tree["prior"].to_dataset()
+    np.testing.assert_array_equal(prior["twice"], 2 * prior["z"])
+    predicted = tree["posterior_predictive"].to_dataset()["x"]
+    assert float(abs(predicted - posterior["twice"]).max()) < 0.01 * critical_value(50 * 3)

@@ -37,7 +37,7 @@ def test_mmd_matches_the_closed_form(rng: np.random.Generator) -> None:
 
     Squared, with the 1/n of the diagonal, where the kernel is 1.
     """
-    d, shift, n = 2, 1.0, 300
+    d, shift, n = 2, 4.0, 300
 
     def squared() -> tuple[float, float]:
         x, y = rng.normal([shift, 0], 1, size=(n, d)), rng.normal(size=(n, d))
@@ -111,10 +111,21 @@ def test_correlation_errors_match_the_closed_form(rng: np.random.Generator) -> N
     ).all()
 
 
-def test_only_funnels_have_governed_spreads(rng: np.random.Generator) -> None:
+def test_only_funnels_and_curves_have_governed_spreads(rng: np.random.Generator) -> None:
     cov = np.full((4, 4), 0.95) + 0.05 * np.eye(4)
     normal = rng.multivariate_normal(np.zeros(4), cov, size=1000)
-    assert governed_spread(normal).max() < critical_value(12) / math.sqrt(1000)
+    assert governed_spread(normal)[0].max() < critical_value(12) / math.sqrt(1000)
     v = rng.normal(size=(1000, 1))
-    funnel = np.hstack([v, np.exp(v / 2) * rng.normal(size=(1000, 3))])
-    assert governed_spread(funnel).argmax() == 0 and governed_spread(funnel)[0] > 0.4
+    for sign in (1, -1):
+        funnel = np.hstack([v, np.exp(sign * v / 2) * rng.normal(size=(1000, 3))])
+        strength, bend = governed_spread(funnel)
+        assert strength.argmax() == 0 and strength[0] > 0.4 and bend[0] < 0.25
+        curve = np.hstack([sign * v**2 + 0.5 * rng.normal(size=(1000, 1)), v])
+        strength, bend = governed_spread(curve)
+        assert strength.argmax() == 0 and strength[0] > 0.4 and bend[0] > 0.6
+
+
+def test_discrete_parameters_govern_nothing(rng: np.random.Generator) -> None:
+    binary = rng.random(size=(1000, 3)) < (0.1, 0.5, 0.9)
+    strength, bend = governed_spread(np.hstack([binary, rng.normal(size=(1000, 1))]))
+    assert (strength == 0).all() and (bend == 0).all()

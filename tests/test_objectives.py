@@ -27,8 +27,10 @@ from pyro.infer.autoguide import (
 from pyro.nn import PyroModule, PyroParam, PyroSample
 
 from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
+from pyro_elbo_lab.bounds import log_mean_exp
 from pyro_elbo_lab.objective import Objective
 from pyro_elbo_lab.objectives import ImportanceWeightedELBO, StandardELBO
+from tests.tolerances import assert_mean_equals
 
 X = torch.tensor([0.3, -1.2, 0.8, 1.9])
 
@@ -459,6 +461,62 @@ def test_a_bound_of_your_own():
     guide = AutoNormal(model)
     guide(X)
     assert math.isfinite(objective.loss_and_grads(model, guide, X))
+
+
+def test_a_bound_with_kinks_is_not_doubly_reparameterized():
+    def worst(log_weights):
+        return log_weights.amin(0)
+
+    guide = AutoNormal(model)
+    rows = Objective("Worst", worst, num_inner=3, local_plates=()).explain(model, guide, X)
+    assert {row.gradient for row in rows.rows} == {"pathwise"}
+    assert "slope jumps" in rows.rows[0].why
+    forced = Objective("Worst", worst, num_inner=3, gradient="doubly_reparameterized")
+    with pytest.raises(ValueError, match="a bound whose slope jumps"):
+        forced.loss(model, guide, X)
+    outer = Objective(
+        "Outer",
+        log_mean_exp,
+        num_inner=2,
+        num_outer=3,
+        outer=worst,
+        gradient="doubly_reparameterized",
+    )
+    with pytest.raises(ValueError, match="a bound whose slope jumps"):
+        outer.loss(model, guide, X)
+
+
+@pytest.mark.parametrize("gradient", ["auto", "score"])
+def test_gradient_of_a_minimum(gradient):
+    """The smaller of two log-weights, by the density of the minimum on a grid."""
+
+    def flat():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    def guide():
+        loc = pyro.param("loc", torch.tensor(0.8, dtype=torch.float64))
+        pyro.sample("z", dist.Normal(loc, torch.tensor(0.6, dtype=torch.float64)))
+
+    loc = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
+    noise = torch.linspace(-8, 8, 2001, dtype=torch.float64)
+    share = torch.exp(-(noise**2) / 2) / torch.exp(-(noise**2) / 2).sum()
+    log_w = -((loc + 0.6 * noise) ** 2) / 2 + noise**2 / 2
+    smaller = torch.minimum(log_w.unsqueeze(0), log_w.unsqueeze(1))
+    (exact,) = torch.autograd.grad(-(smaller * share * share.unsqueeze(1)).sum(), loc)
+    objective = Objective(
+        "Worst",
+        lambda log_w: log_w.amin(0),
+        num_inner=2,
+        num_outer=100,
+        gradient=gradient,
+        vectorize_particles=True,
+    )
+    gradients = []
+    for _ in range(300):
+        pyro.get_param_store().clear()
+        objective.loss_and_grads(flat, guide)
+        gradients.append(pyro.param("loc").grad.clone())
+    assert_mean_equals(torch.stack(gradients), exact)
 
 
 def test_bound_that_is_not_the_weight_itself_at_one_particle():

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -200,6 +201,20 @@ def test_methods_of_the_comparison_draw_the_same(comparison: Comparison) -> None
     assert len(comparison.plot_densities(max_parameters=2).axes) == 2
 
 
+def test_interactive_mode_outlives_the_settings() -> None:
+    """A notebook's backend turns it on when it is loaded, which the first figure does."""
+    before = matplotlib.is_interactive(), matplotlib.rcParams["font.size"]
+    try:
+        matplotlib.interactive(False)
+        with _style.settings():
+            assert matplotlib.rcParams["font.size"] == _style.PRINT["font.size"] != before[1]
+            matplotlib.interactive(True)
+        assert matplotlib.is_interactive()
+        assert matplotlib.rcParams["font.size"] == before[1]
+    finally:
+        matplotlib.interactive(before[0])
+
+
 def test_styles_differ_without_colour() -> None:
     """As in greyscale print: eight markers, eight lines; and 24 names never share both."""
     eight = list(_style.styles(map(str, range(8))).values())[1:]
@@ -277,6 +292,32 @@ def test_pairs_of_points_and_of_far_clouds_are_drawn() -> None:
     assert max(far.get_xlim()) < 10  # the panel stays with the reference
 
 
+def test_pairs_on_a_line_have_no_regions_of_probability() -> None:
+    x = np.random.default_rng(0).normal(size=(1, 500))
+    line = planted(x, np.stack([x, 2 * x], -1))
+    (axes,) = plot_pairs(compare({"q": line}, standard_normal(0))).axes
+    assert axes.get_title().startswith("q\nr = 1.00")
+
+
+def test_densities_of_discrete_parameters_are_shares() -> None:
+    rng = np.random.default_rng(0)
+    q, reference = (planted(rng.random(size=(1, 2000)) < p) for p in (0.2, 0.7))
+    (axes,) = plot_densities(compare({"q": q}, reference)).axes
+    expected = [np.mean(reference["posterior/mu"] == value) for value in (0, 1)]
+    assert np.allclose([plt.getp(bar, "height") for bar in axes.patches], expected)
+
+
+def test_pairs_of_discrete_parameters_are_clouds_at_their_values() -> None:
+    rng = np.random.default_rng(0)
+    draws = [rng.random(size=(1, 2000, 3)) < p for p in (0.2, 0.7)]
+    q, reference = (planted(z[..., 0], z[..., 1:]) for z in draws)
+    (axes,) = plot_pairs(compare({"q": q}, reference)).axes
+    theirs, ours = (np.asarray(cloud.get_offsets()) for cloud in axes.collections)
+    assert (abs(theirs[:, 0] - theirs[:, 0].round() + 0.18) < 0.151).all()
+    assert (abs(ours[:, 0] - ours[:, 0].round() - 0.18) < 0.151).all()
+    assert abs(ours.round().mean() - 0.2) < 0.1 and abs(theirs.round().mean() - 0.7) < 0.1
+
+
 def test_pairs_needs_two_parameters() -> None:
     rng = np.random.default_rng(0)
     one, other = (planted(rng.normal(size=(2, 200))) for _ in range(2))
@@ -299,13 +340,17 @@ def test_k_hat_stands_beside_its_threshold(comparison: Comparison) -> None:
 def test_k_hat_beyond_the_axis_of_cells_and_of_none() -> None:
     rng = np.random.default_rng(0)
     z = rng.normal(size=(1, 2000))
-    trees = {"wild": planted(z, log_weight=5 * rng.standard_cauchy(z.shape)), "none": planted(z)}
-    cells = {"wild": np.array([0.1, 0.2, 0.9])}
-    (axes,) = plot_k_hat(compare(trees, planted(rng.normal(size=(2, 500)))), cells).axes
+    cells = rng.exponential([0.1, 0.2, 1.2], size=(*z.shape, 3))  # their Pareto shapes
+    wild = planted(z, log_weight=5 * rng.standard_cauchy(z.shape))
+    stats = wild["sample_stats"].to_dataset()
+    with_cells = stats.assign(cell_log_weight=(("chain", "draw", "cell"), cells))
+    wild["sample_stats"] = xr.DataTree(with_cells)
+    trees = {"wild": wild, "none": planted(z)}
+    (axes,) = plot_k_hat(compare(trees, planted(rng.normal(size=(2, 500))))).axes
     texts = [text.get_text() for text in axes.texts]
     assert "1 of 3 cells above" in texts
     assert "no importance weights" in texts
-    assert float(max(texts, key=lambda text: text[:1].isdigit() and text[1:2] == ".")) > 1.5
+    assert "inf" in texts
     shown = [np.asarray(line.get_xdata(), float) for line in axes.get_lines()]
     assert [x.tolist() for x in shown if x.size == 1] == [[axes.get_xlim()[1]]]
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 import xarray as xr
 from pyro import poutine
-from torch import Tensor
+from pyro.nn import PyroModule, PyroSample
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from models import eight_schools
@@ -412,14 +413,31 @@ def test_models_that_nuts_would_get_wrong_are_refused(
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_float32_priors_are_reported() -> None:
-    scale = torch.tensor(1.0)
+class Regression(PyroModule):
+    """Its priors are float32 tensors, as they are built when the module is."""
 
-    def model() -> None:
-        pyro.sample("z", dist.Normal(0.0, scale))
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = PyroModule[nn.Linear](2, 1)
+        self.linear.weight = PyroSample(dist.Normal(0.0, 1.0).expand([1, 2]).to_event(2))
+        self.linear.bias = PyroSample(dist.Normal(0.0, 1.0).expand([1]).to_event(1))
 
-    with pytest.warns(UserWarning, match=r"priors of \['z'\] are built from float32"):
-        nuts(model, **QUICK)
+    def forward(self, x: Tensor, y: Tensor) -> None:
+        mean = self.linear(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def test_priors_of_pyro_sample() -> None:
+    x, y = torch.randn(8, 2), torch.randn(8)
+    tree = nuts(Regression(), x, y, **QUICK)
+    design = torch.cat([x, torch.ones(8, 1)], 1).double()
+    covariance = torch.linalg.inv(torch.eye(3) + design.T @ design)
+    exact = covariance @ design.T @ y.double()
+    assert_mean(tree["posterior"]["linear.weight"], exact[None, :2])
+    assert_mean(tree["posterior"]["linear.bias"], exact[2:])
+    assert "notes" not in tree.attrs
+    assert tree["prior_predictive"]["y"].dtype == np.float64
 
 
 def runs_eagerly(z: Tensor) -> None:

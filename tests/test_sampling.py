@@ -1,5 +1,7 @@
 """Draws, their scores and what all particles share."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -7,6 +9,7 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 
 from pyro_elbo_lab.layout import lay_out, linear
+from pyro_elbo_lab.objectives import StandardELBO
 from pyro_elbo_lab.sampling import draw, is_vectorizable
 from pyro_elbo_lab.structure import FactorKey, analyse
 
@@ -155,3 +158,17 @@ def test_fixed_density_ignores_the_draw():
     assert torch.autograd.grad(fixed, value, allow_unused=True, retain_graph=True)[0] is None
     assert torch.autograd.grad(live, value)[0].abs().max() > 0
     torch.testing.assert_close(fixed, live)
+
+
+def test_an_error_under_vectorised_particles_says_what_to_do() -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z @ z, 1.0), obs=torch.tensor(0.0))
+
+    def guide() -> None:
+        pyro.sample("z", dist.Normal(torch.ones(2), 1.0).to_event(1))
+
+    with pytest.raises(RuntimeError) as caught:
+        StandardELBO(3, vectorize_particles=True).loss(model, guide)
+    assert "needs vectorize_particles=False" in caught.value.__notes__[0]
+    assert math.isfinite(StandardELBO(3).loss(model, guide))

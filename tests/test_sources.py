@@ -110,3 +110,12 @@ def test_short_and_independent_chains_are_no_reason_for_doubt(rng: np.random.Gen
         {"posterior": xr.Dataset({"x": (("chain", "draw", "i"), rng.normal(size=(4, 50, 200)))})}
     )
     assert compare({"q": reference}, reference).reference_reliable
+
+
+def test_an_approximation_may_be_a_mapping_of_draws() -> None:
+    rng = np.random.default_rng(0)
+    exact = {"mu": rng.normal(size=(4, 1000))}
+    comparison = compare({"narrow": {"mu": rng.normal(scale=0.5, size=(1, 4000))}}, exact)
+    assert comparison.findings["narrow"].kind == "under-dispersed"
+    with pytest.raises(TypeError, match="'narrow' is a ndarray; expected an ArviZ DataTree"):
+        compare({"narrow": np.zeros((4, 1000))}, exact)

@@ -137,6 +137,17 @@ def test_a_wrong_shape_is_named(rng: np.random.Generator) -> None:
     assert found.kind == "wrong shape" and "Wasserstein distance of 0." in found.sentence
 
 
+def test_the_advice_on_discrete_parameters(rng: np.random.Generator) -> None:
+    """No flow is of use to a guide of discrete latents."""
+    normal = rng.normal(size=(2, 4, 1000, 1))
+    binary = rng.uniform(size=(2, 4, 1000, 1)) < np.array([0.5, 0.9]).reshape(2, 1, 1, 1)
+    q, reference = (vector(x) for x in np.concatenate([binary, normal], -1).astype(float))
+    sentence = compare({"q": q}, reference).findings["q"].sentence
+    assert "worst x[0]" in sentence and "flow" not in sentence and "sum them out" in sentence
+    wide = vector(np.concatenate([binary[0], 2 * normal[0]], -1))
+    assert "flow" in compare({"q": wide}, reference).findings["q"].sentence
+
+
 def test_without_a_variance_there_is_no_verdict_on_sds(rng: np.random.Generator) -> None:
     kinds = {
         compare(
@@ -148,3 +159,17 @@ def test_without_a_variance_there_is_no_verdict_on_sds(rng: np.random.Generator)
         for _ in range(10)
     }
     assert kinds == {"cannot tell"}
+
+
+def test_errors_that_noise_may_explain_are_named() -> None:
+    """An sd 18 % too small in 500 draws: no verdict against it, but a word."""
+    grid = stats.norm.ppf((np.arange(500) + 0.5) / 500)
+    draws = np.random.default_rng(0).permutation(grid)[None]
+    reference = vector(np.random.default_rng(1).permuted([grid, grid], axis=1)[..., None], "x")
+    found = compare({"q": vector(0.82 * draws[..., None], "x")}, reference).findings["q"]
+    assert found.kind == "good"
+    assert found.sentence.endswith(
+        "x[0] is beyond the tolerance, but not by more than noise may explain."
+    )
+    close = compare({"q": vector(0.95 * draws[..., None], "x")}, reference).findings["q"]
+    assert "beyond the tolerance" not in close.sentence

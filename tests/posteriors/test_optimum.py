@@ -4,16 +4,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
-import pyro
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
 from models import eight_schools, linear_regression
-from pyro_elbo_lab import from_guide
-from pyro_elbo_lab._importance import diagnose
+from tests.benchmarks.papers.k_hat import NUM_DRAWS, REPETITIONS, k_hats
 from tests.posteriors.optimum import full_rank, mean_field
 
 Program = Callable[..., Any]
@@ -21,9 +18,6 @@ Program = Callable[..., Any]
 NUM_POINTS = 2**12
 near = partial(assert_close, rtol=0.0, atol=16 / NUM_POINTS)
 """An average over N Sobol points has an error of the order of 1 / N."""
-
-REPETITIONS = 40
-NUM_DRAWS = 100_000
 
 
 def data(file: Any) -> tuple[Tensor, ...]:
@@ -62,18 +56,12 @@ def test_k_hat_of_eight_schools(
 
     Single values vary with the draws by 0.05 to 0.06 (sd), hence the mean of several.
     """
-    arguments = data(eight_schools)
-    guide = mean_field(model, *arguments, num_points=NUM_POINTS)
-    k_hats = []
-    for seed in range(REPETITIONS):
-        pyro.set_rng_seed(seed)
-        tree = from_guide(guide, model, *arguments, num_samples=NUM_DRAWS)
-        k_hats.append(diagnose(tree["sample_stats"].dataset["log_weight"].values.ravel()).k_hat)
+    found = k_hats(model, REPETITIONS, NUM_DRAWS, NUM_POINTS)
     report(
-        f"{model.__name__} of eight schools, mean-field optimum: k-hat {np.mean(k_hats):.3f} "
-        f"(mean of {REPETITIONS}, sd {np.std(k_hats):.3f})"
+        f"{model.__name__} of eight schools, mean-field optimum: k-hat {found.mean():.3f} "
+        f"(mean of {REPETITIONS}, sd {found.std():.3f})"
     )
-    assert low < np.mean(k_hats) < high
+    assert low < found.mean() < high
 
 
 def test_the_optimum_does_not_depend_on_the_points() -> None:

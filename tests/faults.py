@@ -1,0 +1,589 @@
+"""Deliberate faults in the objectives and the compiler, for `tests.mutants`."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault.
+
+    Attributes:
+        name: what is wrong.
+        file: the module, without ".py".
+        old: what stands there, exactly once.
+        new: what stands there instead.
+        tests: what has to notice, as arguments of pytest.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def law(*ids: str) -> tuple[str, ...]:
+    """Rows of the table of expectations: objective-gradient-model."""
+    return tuple(f"tests/laws/test_gradient.py::test_expectation[{i}]" for i in ids)
+
+
+def landing(*ids: str) -> tuple[str, ...]:
+    """Rows of the table of gradients at the posterior: objective-gradient-how particles run."""
+    test = "test_guide_gradient_vanishes_at_the_posterior_for_every_draw"
+    return tuple(f"tests/laws/test_landing.py::{test}[{i}]" for i in ids)
+
+
+def graph(*names: str) -> tuple[str, ...]:
+    """Rows of the table of awkward programs."""
+    test = "tests/test_awkward.py::test_graph_gives_what_the_objective_gives"
+    return tuple(f"{test}[{name}]" for name in names)
+
+
+SOBOL = "tests/test_quasirandom.py"
+VIMCO = "tests/laws/test_vimco.py"
+ENUMERATION = "tests/laws/test_enumeration.py"
+
+FAULTS = [
+    # bounds
+    Mutant(
+        "log K is forgotten",
+        "bounds",
+        "log_weights.logsumexp(0) - math.log(log_weights.shape[0])",
+        "log_weights.logsumexp(0)",
+        law("IW-auto-shared-and-local"),
+    ),
+    Mutant(
+        "the Renyi bound is not divided by its power",
+        "bounds",
+        "log_mean_exp(power * log_weights) / power",
+        "log_mean_exp(power * log_weights)",
+        law("Renyi 0.5-auto-shared-and-local"),
+    ),
+    Mutant(
+        "left and right sum are swapped",
+        "bounds",
+        "(high if right else low) * log_weights",
+        "(low if right else high) * log_weights",
+        law("TVO left-auto-shared-and-local"),
+    ),
+    Mutant(
+        "the combination weighs the wrong way round",
+        "bounds",
+        "return beta * mean(log_weights) + (1 - beta) * log_mean_exp(log_weights)",
+        "return (1 - beta) * mean(log_weights) + beta * log_mean_exp(log_weights)",
+        law("CIWAE-auto-shared-and-local"),
+    ),
+    Mutant(
+        "the jackknife adds the bias",
+        "bounds",
+        "(-1) ** left_out * (num_particles - left_out)",
+        "(num_particles - left_out)",
+        law("jackknife-auto-shared-and-local"),
+    ),
+    Mutant(
+        "ranks of the tail-adaptive weights count from the wrong end",
+        "bounds",
+        "fixed.unsqueeze(0) >= fixed.unsqueeze(1)",
+        "fixed.unsqueeze(0) <= fixed.unsqueeze(1)",
+        law("tail-adaptive-only-local"),
+    ),
+    Mutant(
+        "curvature of the importance-weighted bound is its slope",
+        "bounds",
+        "return slope, slope * (1 - slope)",
+        "return slope, slope",
+        law("IW-doubly_reparameterized-shared-and-local"),
+    ),
+    Mutant(
+        "curvature is dropped",
+        "bounds",
+        "(curvature,) = torch.autograd.grad(slope.sum(), point)",
+        "pass",
+        law("Renyi 0.5-doubly_reparameterized-shared-and-local"),
+    ),
+    Mutant(
+        "the baseline includes the particle's own draw",
+        "bounds",
+        "others = (log_weights.sum(0) - log_weights) / (num_particles - 1)",
+        "others = log_weights.mean(0, keepdim=True).expand_as(log_weights)",
+        law("IW-score-discrete-cells"),
+    ),
+    Mutant(
+        "the right sum's covariance is dropped",
+        "bounds",
+        "log_mean_exp(b * log_weights) / b**2 - (1 - b) / b * average",
+        "log_mean_exp(b * log_weights) / b",
+        law("TVO right-wake-joint"),
+    ),
+    # target and particles
+    Mutant(
+        "the subsample scale stands inside the bound",
+        "target",
+        "block.weight * inner(block.log_weights).reshape(num_outer, -1).sum(1)",
+        "inner(block.weight * block.log_weights).reshape(num_outer, -1).sum(1)",
+        law("IW-auto-subsampled"),
+    ),
+    Mutant(
+        "the subsample scale is dropped",
+        "target",
+        "total + factor.weight * factor.value",
+        "total + factor.value",
+        law("ELBO-auto-subsampled"),
+    ),
+    Mutant(
+        "a subsample inside the outer bound is let through",
+        "target",
+        "        _check_full_data(particles)\n",
+        "        pass\n",
+        ("tests/laws/test_nested.py::test_subsampling_is_refused",),
+    ),
+    Mutant(
+        "an upper bound is maximised",
+        "target",
+        "return -1 if self.upper else 1",
+        "return 1",
+        law("chi-auto-joint"),
+    ),
+    Mutant(
+        "the guide's density has the wrong sign",
+        "particles",
+        'value = value if key.side == "model" else -value',
+        "value = value",
+        law("ELBO-auto-shared-and-local"),
+    ),
+    Mutant(
+        "the mask is forgotten",
+        "particles",
+        'return scale_and_mask(density, _user_scale(site), site["mask"])',
+        "return scale_and_mask(density, _user_scale(site), None)",
+        law("ELBO-auto-scaled-{'model_mask': [True, False, True]}"),
+    ),
+    Mutant(
+        "the user's scale is forgotten",
+        "particles",
+        "return 1.0 if not isinstance(scale, Tensor) and math.isclose(scale, 1.0) else scale",
+        "return 1.0",
+        law("IW-auto-scaled-{'guide_scale': 0.4}"),
+    ),
+    Mutant(
+        "a fixed draw is live",
+        "particles",
+        'log_density(site, site["value"].detach()) for site in self.sites',
+        'log_density(site, site["value"]) for site in self.sites',
+        landing("ELBO-doubly_reparameterized-vectorized"),
+    ),
+    # gradients
+    Mutant(
+        "kinks are overlooked",
+        "smoothness",
+        "return bool(unexplained[worst] > _SMALLEST_JUMP * slope.abs().max())",
+        "return False",
+        ("tests/test_objectives.py::test_gradient_of_a_minimum",),
+    ),
+    Mutant(
+        "h is dropped",
+        "gradients",
+        "total = total - block.weight * avoiding(upstream, linear, particles.zero)",
+        "pass",
+        law("IW-doubly_reparameterized-shared-and-local"),
+    ),
+    Mutant(
+        "h has the wrong sign",
+        "gradients",
+        "total = total - block.weight * avoiding(upstream, linear, particles.zero)",
+        "total = total + block.weight * avoiding(upstream, linear, particles.zero)",
+        law("IW-doubly_reparameterized-shared-and-local"),
+    ),
+    Mutant(
+        "paths through what was drawn before count with z",
+        "gradients",
+        "total = total + without(term, generations(before))",
+        "total = total + term",
+        law("IW-doubly_reparameterized-shared-and-local"),
+    ),
+    Mutant(
+        "log q is fixed in its own draw alone",
+        "gradients",
+        "return total + without(direct, generations(upstream))",
+        "return total + direct",
+        landing("ELBO-doubly_reparameterized-vectorized"),
+    ),
+    Mutant(
+        "the weight of log q is dropped",
+        "gradients",
+        "direct = direct + drawn.weight * (slope * log_q).sum()",
+        "direct = direct + (slope * log_q).sum()",
+        (
+            "tests/laws/test_landing.py::"
+            "test_local_gradients_vanish_at_the_posterior_under_subsampling",
+        ),
+    ),
+    Mutant(
+        "the outer bound's curvature is dropped",
+        "gradients",
+        "outer_slope * curvature + outer_curvature * block.weight * slope**2",
+        "outer_slope * curvature",
+        law("nested 2 x 2-doubly_reparameterized-nested"),
+    ),
+    Mutant(
+        "shared latents ignore the outer bound's curvature",
+        "gradients",
+        "bent = (outer[1] * totals(particles, target.inner)).sum()",
+        "bent = 0 * totals(particles, target.inner).sum()",
+        law("nested 2 x 2-doubly_reparameterized-nested"),
+    ),
+    Mutant(
+        "part of a gradient is taken for the whole",
+        "paths",
+        "return total - through(total, generations)",
+        "return total",
+        landing("IW-doubly_reparameterized-vectorized"),
+    ),
+    Mutant(
+        "generations are cut in the wrong order",
+        "paths",
+        "for tensors in reversed(generations):",
+        "for tensors in generations:",
+        ("tests/test_paths.py",),
+    ),
+    # score
+    Mutant(
+        "the learning signal has the wrong sign",
+        "score",
+        "signal = block.weight * (target.inner(log_weights) - baseline)",
+        "signal = block.weight * (baseline - target.inner(log_weights))",
+        law("IW-score-discrete-cells"),
+    ),
+    Mutant(
+        "the slope beside log q is dropped",
+        "score",
+        "term = signal * sum_except(drawn.log_q(), dims) + drawn.weight * slope * scaled",
+        "term = signal * sum_except(drawn.log_q(), dims)",
+        (f"{VIMCO}::test_vimco_has_less_noise_than_reinforce",),
+    ),
+    Mutant(
+        "RLOO includes the draw itself",
+        "score",
+        "signal = signal - (signal.sum(0) - signal) / (num_outer - 1)",
+        "signal = signal - signal.mean(0)",
+        ("tests/laws/test_gradient.py::test_score_of_two_particles",),
+    ),
+    Mutant(
+        "the learning signal is differentiated",
+        "score",
+        "signal = _downstream_cost(particles, target.inner, drawn).detach()",
+        "signal = _downstream_cost(particles, target.inner, drawn)",
+        law("ELBO-score-discrete-cells"),
+    ),
+    Mutant(
+        "the outer slope is dropped from the score",
+        "score",
+        "slope = outer_slope * slope",
+        "pass",
+        ("tests/laws/test_landing.py::test_scores_land",),
+    ),
+    Mutant(
+        "costs of other plates' elements are left out of their sum",
+        "score",
+        "outside = [dim for plate, dim in plates.items() if plate not in drawn.plates]",
+        "outside = []",
+        law("ELBO-score-shared-and-local"),
+    ),
+    Mutant(
+        "the baseline is learnt from its negative",
+        "baselines",
+        "loss = ((signal - baseline) ** 2).sum()",
+        "loss = ((signal + baseline) ** 2).sum()",
+        (f"{VIMCO}::test_network_learns_the_mean_cost",),
+    ),
+    Mutant(
+        "the baseline is added to the signal",
+        "baselines",
+        "return Baselined(signal - baseline.detach(), loss)",
+        "return Baselined(signal + baseline.detach(), loss)",
+        (f"{VIMCO}::test_baseline_takes_noise_off_one_particle",),
+    ),
+    # wake, partial, sleep
+    Mutant(
+        "the wake phase is turned round",
+        "wake",
+        "return _model_part(particles, target, choices) + share * guide",
+        "return _model_part(particles, target, choices) - share * guide",
+        law("wake-wake-joint"),
+    ),
+    Mutant(
+        "the wake phase counts in full",
+        "wake",
+        "return _model_part(particles, target, choices) + share * guide",
+        "return _model_part(particles, target, choices) + guide",
+        ("tests/test_divergences.py::TestSleep::test_gradient_is_that_of_dreams",),
+    ),
+    Mutant(
+        "log q stays in the model's part",
+        "wake",
+        "total = total + drawn.weight * (slope * log_q).sum() / particles.num_outer\n    return",
+        "pass\n    return",
+        law("wake-wake-joint"),
+    ),
+    Mutant(
+        "the doubly reparameterized wake phase has the slope in the place of h",
+        "wake",
+        "bent = (curvature * block.log_weights).sum()",
+        "bent = (slope * block.log_weights).sum()",
+        law("wake-doubly_reparameterized-joint"),
+    ),
+    Mutant(
+        "the model follows the guide's bound",
+        "wake",
+        "difference = _slope_of_all(block) - _slope_of_mean(block)",
+        "difference = 0 * _slope_of_all(block)",
+        (
+            "tests/laws/test_signal_to_noise.py::"
+            "test_partial_bound_leaves_the_model_the_signal_of_all_particles",
+        ),
+    ),
+    Mutant(
+        "dreams count in full",
+        "sleep",
+        "return share * total / num",
+        "return total / num",
+        ("tests/test_divergences.py::TestSleep::test_insomnia_mixes_wake_and_sleep",),
+    ),
+    # sampling and layout
+    Mutant(
+        "shared latents differ between inner particles",
+        "sampling",
+        "value = inner[:1].expand_as(inner).reshape(value.shape)",
+        "value = inner.reshape(value.shape)",
+        law("IW-auto-shared-and-local"),
+    ),
+    Mutant(
+        "a recalled draw is passed on as a new tensor",
+        "sampling",
+        "fresh = refreshed - shared if inner else refreshed",
+        "fresh = refreshed",
+        (
+            "tests/laws/test_gradient.py::"
+            "test_expectation_with_sequential_particles[nested 2 x 2-nested]",
+        ),
+    ),
+    Mutant(
+        "every particle draws a minibatch of its own",
+        "sampling",
+        "subsamples = {n: v for n, v in earlier[0].items() if n not in shared}",
+        "pass",
+        ("tests/test_sampling.py",),
+    ),
+    Mutant(
+        "the weight of the KL terms is ignored",
+        "sampling",
+        'msg["scale"] = self.scale * msg["scale"]',
+        "pass",
+        ("tests/test_divergences.py::TestAnnealing",),
+    ),
+    Mutant(
+        "a latent that is read outside its plate is local",
+        "layout",
+        "if not cells[name] <= around:",
+        "if False:",
+        ("tests/test_layout.py",),
+    ),
+    # routes, sums, points, paths
+    Mutant(
+        "an exact KL without the entropy",
+        "analytic_kl",
+        "return -(kl_divergence(q, p) + q.entropy())",
+        "return -kl_divergence(q, p)",
+        law("analytic KL-only-shared-and-local"),
+    ),
+    Mutant(
+        "an exact KL where a parent depends on its child",
+        "analytic_kl",
+        "if latent.name in structure.latents[parent].upstream:",
+        "if False:",
+        ("tests/test_analytic_kl.py::test_parent_drawn_after_its_child_is_no_exact_kl",),
+    ),
+    Mutant(
+        "the mask is forgotten in sums over discrete sites",
+        "enumeration",
+        'density = scale_and_mask(density, 1.0, site["mask"])',
+        "pass",
+        (f"{ENUMERATION}::test_scale_and_mask_equal_trace_enum",),
+    ),
+    Mutant(
+        "points are not scrambled",
+        "quasirandom",
+        "scrambled = torch.randint(1 << DIGITS, (num_nets, num_dims)).expand(num_points, -1, -1)",
+        "scrambled = torch.zeros(num_points, num_nets, num_dims, dtype=torch.long)",
+        (f"{SOBOL}::test_each_point_is_uniform",),
+    ),
+    Mutant(
+        "all nets share one scramble",
+        "quasirandom",
+        "torch.randint(1 << DIGITS, (num_nets, num_dims)).expand(num_points, -1, -1)",
+        "torch.randint(1 << DIGITS, (1, num_dims)).expand(num_points, num_nets, -1)",
+        (f"{SOBOL}::test_nets_are_independent",),
+    ),
+    Mutant(
+        "doubly reparameterized particles are points of one net",
+        "quasirandom",
+        'if choices[name].estimator in ("doubly_reparameterized", "doubly_reparameterized_wake")',
+        "if False",
+        (f"{SOBOL}::test_importance_weighted_bound_of_independent_inner_particles",),
+    ),
+    Mutant(
+        "a path's Jacobian is taken at its start",
+        "annealed",
+        'if factor.key.side == "guide" and factor.key.name in particles.draws:',
+        'if factor.key.side == "guide":',
+        ("tests/test_annealed.py::test_weights_of_paths_in_unconstrained_space_are_unbiased",),
+    ),
+    Mutant(
+        "kinetic energy has the wrong sign",
+        "annealed",
+        "weight = weight + _kinetic(v, num) - _kinetic(kicked, num)",
+        "weight = weight - _kinetic(v, num) + _kinetic(kicked, num)",
+        ("tests/test_annealed.py::test_weights_of_paths_are_unbiased",),
+    ),
+    # captures
+    Mutant(
+        "captures are not compared with eager runs",
+        "evaluation",
+        "    _compare(evaluation, eager, first)\n",
+        "",
+        graph("seed set inside"),
+    ),
+    Mutant(
+        "captures are compared at one point",
+        "evaluation",
+        "_PERTURBATION = 0.05",
+        "_PERTURBATION = 0.0",
+        graph("parameter read through numpy memory"),
+    ),
+    Mutant(
+        "graphs are never compared again",
+        "compiled",
+        "if graph.calls > 1 and _is_due(graph.calls):",
+        "if False:",
+        ("tests/test_compiled.py::test_what_changes_out_of_sight_is_found_later",),
+    ),
+    Mutant(
+        "an argument that the model holds too is followed",
+        "capture",
+        "(*[x.detach() for x in data])",
+        "(*data)",
+        graph("argument that the model holds too"),
+    ),
+    Mutant(
+        "one tensor under two names is one",
+        "capture",
+        "(*[x.detach() for x in data])",
+        "(*data)",
+        graph("one tensor twice"),
+    ),
+    Mutant(
+        "a parameter of two names gets its gradient twice",
+        "evaluation",
+        "unique = {id(leaf): (name, leaf) for name, leaf in leaves.items()}",
+        "unique = {name: (name, leaf) for name, leaf in leaves.items()}",
+        graph("auto iaf normal"),
+    ),
+    Mutant(
+        "writes are let through",
+        "guard",
+        "if not written <= self.own:",
+        "if False:",
+        graph("batch norm in training"),
+    ),
+    Mutant(
+        "shapes may depend on values",
+        "guard",
+        "if decisive is None:\n            raise",
+        "decisive = decisive or []\n        if False:\n            raise",
+        graph("mean of a selection"),
+    ),
+    Mutant(
+        "masks that the program holds never change",
+        "compiled",
+        "return found + [x._version for x in graph.decisive] if graph.decisive else found",
+        "return found",
+        graph("selection by what is held"),
+    ),
+    Mutant(
+        "values may be read through numpy",
+        "guard",
+        "if func in _READS and self.guard.varies(args[0]):",
+        "if False:",
+        graph("numpy of a latent"),
+    ),
+    Mutant(
+        "other sources of noise are not noticed",
+        "evaluation",
+        "if state != before[source]:",
+        "if False:",
+        graph("rare noise of python"),
+    ),
+    Mutant(
+        "Python numbers are those of the capture",
+        "compiled",
+        "        _mode(),\n        around,\n    )",
+        "        _mode(),\n        len(around),\n    )",
+        graph("closure number replaced"),
+    ),
+    Mutant(
+        "counters may count runs",
+        "evaluation",
+        "    if changed:\n",
+        "    if False:\n",
+        graph("slow counter in the closure"),
+    ),
+    Mutant(
+        "parameters stay where they were",
+        "compiled",
+        "return same and self.condition == _condition(self.evaluation)",
+        "return same",
+        graph("parameter memory replaced"),
+    ),
+    Mutant(
+        "hooks are forgotten",
+        "evaluation",
+        "if leaf._backward_hooks or leaf._post_accumulate_grad_hooks:",
+        "if False:",
+        graph("hook on a gradient"),
+    ),
+    Mutant(
+        "handlers around the call are forgotten",
+        "evaluation",
+        "            return kind.__name__\n",
+        "            continue\n",
+        graph("scaled from outside"),
+    ),
+    Mutant(
+        "memory of numpy's is only written to by PyTorch",
+        "compiled",
+        "        and x.untyped_storage().resizable()\n",
+        "",
+        graph("memory shared with numpy"),
+    ),
+    Mutant(
+        "the weight of the KL terms stands still",
+        "compiled",
+        "            self.objective.num_gradients += 1\n",
+        "            pass\n",
+        graph("annealed kl terms"),
+    ),
+    Mutant(
+        "gradients of others are forgotten",
+        "evaluation",
+        "if any(x.requires_grad for x in graph.constants):",
+        "if False:",
+        graph("weights outside of the store"),
+    ),
+    Mutant(
+        "random numbers are drawn in the wrong order",
+        "noise",
+        "for draw, tensor in zip(self.draws, tensors, strict=True):",
+        "for draw, tensor in reversed(list(zip(self.draws, tensors, strict=True))):",
+        graph("cauchy laplace and gumbel"),
+    ),
+]
