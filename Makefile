@@ -21,7 +21,7 @@ demo: $(INSTALLED)
 		--out report/
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 	@$(MAKE) --no-print-directory lint
 
 lint: $(INSTALLED)
