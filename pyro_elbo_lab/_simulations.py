@@ -46,9 +46,9 @@ class Outcome(NamedTuple):
     order: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
-    """What every simulation needs, the same in each process."""
+    """What every simulation needs, the same in each process; hashable, as dask asks."""
 
     simulator: Simulator
     fit_fn: Callable[..., Any]

@@ -16,6 +16,7 @@ import pytest
 import torch
 import xarray as xr
 from arviz_base import from_dict
+from joblib.parallel import ThreadingBackend
 from matplotlib.colors import to_rgb
 from matplotlib.patches import StepPatch
 from pyro import poutine
@@ -205,6 +206,21 @@ def test_processes_give_what_one_does() -> None:
 
 def test_threads_of_a_backend_do_not_share_random_numbers() -> None:
     with joblib.parallel_config(backend="threading", n_jobs=2):
+        together = run(posterior())
+    xr.testing.assert_identical(run(posterior()).ranks, together.ranks)
+
+
+class Keyed(ThreadingBackend):
+    """Functions are the keys of a set, as in dask's backend."""
+
+    def submit(self, func: Any, callback: Any = None) -> Any:
+        assert len({function for function, _, _ in func.items}) == 1
+        return super().submit(func, callback)
+
+
+def test_backends_may_look_functions_up() -> None:
+    joblib.register_parallel_backend("keyed", Keyed)
+    with joblib.parallel_config(backend="keyed", n_jobs=2):
         together = run(posterior())
     xr.testing.assert_identical(run(posterior()).ranks, together.ranks)
 
