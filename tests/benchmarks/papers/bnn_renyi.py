@@ -187,7 +187,7 @@ def settings(num_splits: int) -> list[Setting]:
     ]
 
 
-NOTE = "± are standard errors over splits: the paper's of 20, ours of fewer and other ones."
+NOTE = "± are standard errors over splits: the paper's of 20, ours of other ones."
 
 
 def main(arguments_: list[str]) -> list[Result]:
