@@ -25,6 +25,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_elbo_lab.bounds import log_mean_exp, mean
+from pyro_elbo_lab.dims import subsampled_plate
 from pyro_elbo_lab.objective import Draw, Objective
 from pyro_elbo_lab.particles import Factor, Particles, stacked_values
 from pyro_elbo_lab.structure import FactorKey, Program, Structure
@@ -208,11 +209,10 @@ def _check_real_and_full(particles: Particles) -> None:
                 f"AnnealedELBO moves latents freely, but the support of '{name}' in the guide is "
                 f"{support}. Draw in unconstrained space, as Pyro's autoguides do."
             )
-    for site in particles.runs[0].sites.values():
-        for frame in site["cond_indep_stack"]:
-            if frame.full_size not in (None, frame.size):
-                raise ValueError(
-                    f"AnnealedELBO follows gradients of all data, but plate '{frame.name}' is "
-                    f"subsampled ({frame.size} of {frame.full_size}). Use all data, or another "
-                    "objective."
-                )
+    plate = subsampled_plate(particles.runs[0].sites.values())
+    if plate:
+        raise ValueError(
+            f"AnnealedELBO follows gradients of all data, but plate '{plate.name}' is "
+            f"subsampled ({plate.size} of {plate.full_size}). Use all data, or another "
+            "objective."
+        )

@@ -97,18 +97,11 @@ def importance_diagnostics(tree: xr.DataTree) -> xr.Dataset:
     }
     per_cell = {
         name.replace(_CELLS, "cell_k_hat"): xr.DataArray(
-            k_hat(array.values), dims=array.dims[2:], coords=array.isel(chain=0, draw=0).coords
-        ).drop_vars(_SAMPLE, errors="ignore")
+            k_hat(array.values), dims=array.dims[2:], coords=_without_sample(array).coords
+        )
         for name, array in cells.items()
     }
-    return xr.Dataset(
-        {
-            "k_hat": joint.k_hat,
-            "k_hat_threshold": joint.k_hat_threshold,
-            "weight_ess": joint.weight_ess,
-            **per_cell,
-        }
-    )
+    return xr.Dataset(_numbers(joint) | per_cell)
 
 
 def resampled(tree: xr.DataTree, num_draws: int | None = None, seed: int = 0) -> xr.DataTree:
@@ -172,9 +165,7 @@ def resampled(tree: xr.DataTree, num_draws: int | None = None, seed: int = 0) ->
     found.attrs = {
         **tree.attrs,
         "inference": "guide, resampled by importance weights",
-        "k_hat": joint.k_hat,
-        "k_hat_threshold": joint.k_hat_threshold,
-        "weight_ess": joint.weight_ess,
+        **_numbers(joint),
         "distinct_draws": len(np.unique(index)),
     }
     return found
@@ -227,7 +218,7 @@ def weighted(tree: xr.DataTree, probabilities: tuple[float, ...] = _PROBABILITIE
         draws = array.transpose(*_SAMPLE, ...)
         flat = draws.values.reshape(len(joint.weights), -1).astype(np.float64)
         found = _summary(flat, joint.weights, probabilities)
-        rest = draws.isel(chain=0, draw=0).drop_vars(_SAMPLE, errors="ignore")
+        rest = _without_sample(draws)
         shape = (len(labels), *rest.shape)
         dims = ("statistic", *rest.dims)
         coords = {**rest.coords, "statistic": labels}
@@ -235,8 +226,7 @@ def weighted(tree: xr.DataTree, probabilities: tuple[float, ...] = _PROBABILITIE
 
     variables = {name: summary(array) for name, array in tree["posterior"].data_vars.items()}
     result = xr.DataTree.from_dict({"posterior": xr.Dataset(variables)})
-    result.attrs = {name: getattr(joint, name) for name in ("k_hat", "k_hat_threshold")}
-    result.attrs["weight_ess"] = joint.weight_ess
+    result.attrs = _numbers(joint)
     return result
 
 
@@ -323,6 +313,15 @@ def _believed(tree: xr.DataTree) -> ImportanceDiagnostics:
     return joint
 
 
+def _numbers(joint: ImportanceDiagnostics) -> dict[str, Any]:
+    return {name: getattr(joint, name) for name in ("k_hat", "k_hat_threshold", "weight_ess")}
+
+
+def _without_sample(array: xr.DataArray) -> xr.DataArray:
+    """One draw, for its dimensions and their labels."""
+    return array.isel(chain=0, draw=0).drop_vars(_SAMPLE, errors="ignore")
+
+
 def _check_number(num_draws: int) -> None:
     if num_draws < FEWEST_DRAWS:
         raise ValueError(f"k-hat needs at least {FEWEST_DRAWS} draws, got {num_draws}")
@@ -332,7 +331,7 @@ def _picked(group: xr.Dataset, index: np.ndarray) -> xr.Dataset:
     def pick(array: xr.DataArray) -> xr.DataArray:
         array = array.transpose(*_SAMPLE, ...)
         values = array.values.reshape(-1, *array.shape[2:])[index][None]
-        rest = array.isel(chain=0, draw=0).drop_vars(_SAMPLE, errors="ignore")
+        rest = _without_sample(array)
         coords = {**rest.coords, "chain": [0], "draw": np.arange(len(index))}
         return xr.DataArray(values, dims=array.dims, coords=coords, attrs=array.attrs)
 

@@ -1,14 +1,24 @@
 """Names for the dimensions of a model's sites: those of its plates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from pyro import poutine
 
 from pyro_elbo_lab.state import seeded
 
-__all__ = ["SAMPLE_DIMS", "delta", "has_value", "is_deterministic", "site_dims", "trace_dims"]
+__all__ = [
+    "SAMPLE_DIMS",
+    "delta",
+    "element_names",
+    "has_value",
+    "is_deterministic",
+    "site_dims",
+    "subsampled_plate",
+    "trace_dims",
+]
 
 SAMPLE_DIMS = ("chain", "draw")
 
@@ -47,6 +57,23 @@ def site_dims(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str,
 def trace_dims(trace: poutine.Trace) -> dict[str, tuple[str, ...]]:
     """As `site_dims`, of a model that has already been run: `poutine.trace(model).get_trace()`."""
     return {name: _dims(name, site) for name, site in trace.nodes.items() if has_value(site)}
+
+
+def element_names(name: str, shape: Iterable[int]) -> list[str]:
+    """A name for every number in an array, in its order.
+
+    Example:
+        >>> element_names("z", (2, 1)), element_names("z", ())
+        (['z[0, 0]', 'z[1, 0]'], ['z'])
+    """
+    return [f"{name}{list(index) or ''}" for index in np.ndindex(*shape)]
+
+
+def subsampled_plate(sites: Iterable[dict[str, Any]]) -> Any:
+    """The frame (name, size, full_size) of a plate that holds a part of the data, None if all hold
+    all."""
+    frames = (frame for site in sites for frame in site.get("cond_indep_stack", ()))
+    return next((frame for frame in frames if frame.full_size not in (None, frame.size)), None)
 
 
 def is_deterministic(site: dict[str, Any]) -> bool:

@@ -22,6 +22,7 @@ from pyro_elbo_lab._sandwich import (
     upper_rows,
 )
 from pyro_elbo_lab.bounds import log_mean_exp, mean
+from pyro_elbo_lab.dims import subsampled_plate
 from pyro_elbo_lab.given import guide_values
 from pyro_elbo_lab.layout import Layout, lay_out, linear
 from pyro_elbo_lab.particles import Particles
@@ -228,8 +229,8 @@ class _Run:
     @property
     def subsampled(self) -> str:
         """The name of a plate that holds a part of the data, or ""."""
-        frames = [f for site in self.sites.values() for f in site["cond_indep_stack"]]
-        return next((f.name for f in frames if f.full_size not in (None, f.size)), "")
+        plate = subsampled_plate(self.sites.values())
+        return plate.name if plate else ""
 
     def draw(self, layout: Layout, **options: Any) -> Particles:
         with torch.no_grad():

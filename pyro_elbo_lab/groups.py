@@ -11,7 +11,7 @@ from pyro.distributions import ImproperUniform
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_elbo_lab.dims import has_value, is_deterministic
+from pyro_elbo_lab.dims import has_value, is_deterministic, subsampled_plate
 from pyro_elbo_lab.replay import (
     Replay,
     deterministics,
@@ -142,10 +142,8 @@ def _complaint(trace: poutine.Trace, posterior: Mapping[str, np.ndarray]) -> str
     missing = [name for name in latents(trace) if name not in posterior]
     if missing:
         return f"there are no draws of {missing}, which are summed out"
-    for site in trace.nodes.values():
-        for frame in site.get("cond_indep_stack", ()):
-            if frame.full_size not in (None, frame.size):
-                return f"plate '{frame.name}' is subsampled"
+    if plate := subsampled_plate(trace.nodes.values()):
+        return f"plate '{plate.name}' is subsampled"
     return "" if latents(trace) else "the model has no latents"
 
 

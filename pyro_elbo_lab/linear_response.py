@@ -11,6 +11,7 @@ import xarray as xr
 from pyro import poutine
 from torch import Tensor
 
+from pyro_elbo_lab.dims import element_names
 from pyro_elbo_lab.guide_draws import GuideDraws, guide_draws
 from pyro_elbo_lab.quasirandom import Placement, gaussian_latents
 from pyro_elbo_lab.state import forget_namesakes, seeded
@@ -159,7 +160,7 @@ def _sites(drawn: GuideDraws) -> tuple[list[str], Tensor]:
     for name in drawn.names:
         values = drawn.values(name)
         if values.is_floating_point():
-            labels += [f"{name}{list(i) or ''}" for i in np.ndindex(*values.shape[1:])]
+            labels += element_names(name, values.shape[1:])
             columns.append(values.reshape(len(values), -1))
     return labels, torch.cat(columns, 1)
 

@@ -15,7 +15,7 @@ from xarray import DataTree
 from pyro_elbo_lab.chains import TARGET_ACCEPT, Sample, sample
 from pyro_elbo_lab.datatree import to_datatree
 from pyro_elbo_lab.density import compare, compile_density
-from pyro_elbo_lab.dims import trace_dims
+from pyro_elbo_lab.dims import element_names, trace_dims
 from pyro_elbo_lab.groups import constant_data, model_groups
 from pyro_elbo_lab.guard import CaptureError
 from pyro_elbo_lab.potential import (
@@ -210,9 +210,11 @@ def judge(posterior: Mapping[str, np.ndarray], diverging: np.ndarray) -> dict[st
 def _varying_scalars(posterior: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Draws (chain, draw) of every scalar; without those that never vary, if some do."""
     scalars = {
-        f"{name}{list(index) or ''}": draws[(..., *index)]
+        label: draws[(..., *index)]
         for name, draws in posterior.items()
-        for index in np.ndindex(draws.shape[2:])
+        for label, index in zip(
+            element_names(name, draws.shape[2:]), np.ndindex(draws.shape[2:]), strict=True
+        )
     }
     return {name: x for name, x in scalars.items() if (x != x[0, 0]).any()} or scalars
 

@@ -11,6 +11,7 @@ import xarray as xr
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_elbo_lab.dims import element_names
 from pyro_elbo_lab.evaluation import parameters
 from pyro_elbo_lab.state import forget_namesakes, seeded
 
@@ -102,7 +103,8 @@ def signal_to_noise(
     finally:
         for leaf, gradient in zip(leaves.values(), kept, strict=True):
             leaf.grad = gradient
-    return _dataset(runs, [label for name, leaf in leaves.items() for label in _labels(name, leaf)])
+    labels = [label for name, leaf in leaves.items() for label in element_names(name, leaf.shape)]
+    return _dataset(runs, labels)
 
 
 def _gradient(objective: ELBO, program: tuple, leaves: Mapping[str, Tensor]) -> np.ndarray:
@@ -112,10 +114,6 @@ def _gradient(objective: ELBO, program: tuple, leaves: Mapping[str, Tensor]) -> 
     objective.loss_and_grads(model, guide, *args, **kwargs)
     parts = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves.values()]
     return torch.cat([part.detach().reshape(-1).cpu().double() for part in parts]).numpy()
-
-
-def _labels(name: str, leaf: Tensor) -> list[str]:
-    return [f"{name}{list(index) or ''}" for index in np.ndindex(*leaf.shape)]
 
 
 def _dataset(runs: Mapping[str, tuple[np.ndarray, float]], labels: list[str]) -> xr.Dataset:

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_elbo_lab.dims import has_value, is_deterministic, trace_dims
+from pyro_elbo_lab.dims import has_value, is_deterministic, subsampled_plate, trace_dims
 from pyro_elbo_lab.groups import is_improper, latents
 from pyro_elbo_lab.replay import deterministics, observations, unobserved
 from pyro_elbo_lab.state import seeded
@@ -113,10 +113,9 @@ def _complaint(trace: poutine.Trace) -> str:
         return f"it has parameters to learn, {parameters}; give them a prior, or fix them."
     if not latents(trace):
         return "it has no latent site."
+    if plate := subsampled_plate(sites.values()):
+        return f"plate '{plate.name}' is subsampled; take the full data."
     for name, site in sites.items():
-        for frame in site["cond_indep_stack"]:
-            if frame.full_size not in (None, frame.size):
-                return f"plate '{frame.name}' is subsampled; take the full data."
         if type(site["fn"]).__name__ == "Unit" and torch.any(site["fn"].log_factor != 0):
             return f"factor '{name}' has no distribution to draw from; write it as a sample site."
         if torch.any(torch.as_tensor(site["scale"]) != 1):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_elbo_lab.bounds import Bound, derivatives, mean
+from pyro_elbo_lab.dims import subsampled_plate
 from pyro_elbo_lab.particles import Particles
 
 
@@ -79,12 +80,11 @@ def along_outer(per_outer: Tensor, num_dims: int) -> Tensor:
 
 
 def _check_full_data(particles: Particles) -> None:
-    for site in particles.runs[0].sites.values():
-        for frame in site["cond_indep_stack"]:
-            if frame.full_size not in (None, frame.size):
-                raise ValueError(
-                    f"Plate '{frame.name}' is subsampled ({frame.size} of {frame.full_size}) "
-                    "inside a bound over outer particles. A subsampled sum inside a logarithm is "
-                    "biased: it bounds nothing. Use all data, or a bound whose outer particles "
-                    "are averaged (outer='mean')."
-                )
+    plate = subsampled_plate(particles.runs[0].sites.values())
+    if plate:
+        raise ValueError(
+            f"Plate '{plate.name}' is subsampled ({plate.size} of {plate.full_size}) "
+            "inside a bound over outer particles. A subsampled sum inside a logarithm is "
+            "biased: it bounds nothing. Use all data, or a bound whose outer particles "
+            "are averaged (outer='mean')."
+        )
