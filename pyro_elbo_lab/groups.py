@@ -20,7 +20,7 @@ from pyro_elbo_lab.replay import (
     unobserved,
 )
 
-__all__ = ["constant_data", "is_improper", "latents", "model_groups"]
+__all__ = ["constant_data", "is_improper", "is_masked", "latents", "model_groups"]
 
 Program = Callable[..., Any]
 Arrays = dict[str, np.ndarray]
@@ -79,7 +79,7 @@ def model_groups(
 
     num_draws = sample[0] * sample[1]
     attempt("log_likelihood", num_draws * size, lambda: of_posterior(log_likelihoods(trace)))
-    if masked := [name for name in observations(trace)(trace) if _is_masked(trace.nodes[name])]:
+    if masked := [name for name in observations(trace)(trace) if is_masked(trace.nodes[name])]:
         notes.append(f"masked observations of {masked} have likelihood 1: leave them out of az.loo")
     attempt(
         "posterior_predictive",
@@ -164,7 +164,7 @@ def is_improper(site: Any) -> bool:
         fn = fn.base_dist
 
 
-def _is_masked(site: Any) -> bool:
+def is_masked(site: Any) -> bool:
     mask = site["mask"]
     return mask is False or (isinstance(mask, Tensor) and not bool(mask.all()))
 

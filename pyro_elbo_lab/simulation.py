@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_elbo_lab.dims import has_value, is_deterministic, subsampled_plate, trace_dims
-from pyro_elbo_lab.groups import is_improper, latents
+from pyro_elbo_lab.groups import is_improper, is_masked, latents
 from pyro_elbo_lab.replay import deterministics, observations, unobserved
 from pyro_elbo_lab.state import seeded
 
@@ -92,7 +92,7 @@ def simulator(model: Program, args: tuple, kwargs: Mapping[str, Any]) -> Simulat
             raise ValueError(f"{_REFUSAL} a distribution refuses: {error}") from error
         if complaint := _complaint(trace):
             raise ValueError(f"{_REFUSAL} {complaint}")
-        masked = [n for n in latents(trace) if trace.nodes[n]["mask"] not in (None, True)]
+        masked = [n for n in latents(trace) if is_masked(trace.nodes[n])]
         known = [n for n in latents(trace) if n not in masked] + list(deterministics(trace)(trace))
         found = Simulator(
             model,

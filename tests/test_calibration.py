@@ -412,14 +412,15 @@ def test_data_take_the_place_of_arguments() -> None:
     assert (x == 0).all() and (y == 0).all()
 
 
-def test_masked_latents_are_not_ranked() -> None:
+@pytest.mark.parametrize("mask", [torch.tensor(False), torch.tensor([True, False])])
+def test_masked_latents_are_not_ranked(mask: Tensor) -> None:
     def masked(x: Tensor) -> None:
         model(x)
-        with poutine.mask(mask=torch.tensor(False)):
-            pyro.sample("w", dist.Normal(0.0, 1.0))
+        with poutine.mask(mask=mask):
+            pyro.sample("w", dist.Normal(torch.zeros(mask.shape), 1.0))
 
     def fit_fn(model: Any, x: Tensor) -> dict[str, Tensor]:
-        return {**posterior()(model, x), "w": torch.zeros(L)}
+        return {**posterior()(model, x), "w": torch.zeros(L, *mask.shape)}
 
     found = run(fit_fn, masked)
     assert list(found.ranks) == ["z"]
