@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_elbo_lab.guard import CaptureError, guarded, users_line
+from pyro_elbo_lab.leftovers import leftovers_dropped
 from pyro_elbo_lab.noise import Noise, hoist
 from pyro_elbo_lab.scans import DECOMPOSITIONS
 
@@ -44,6 +45,7 @@ class Graph:
         return len(self.module.graph.nodes)
 
 
+@leftovers_dropped()
 def capture(
     function: Callable[..., tuple[Tensor, ...]], leaves: Sequence[Tensor], data: Sequence[Tensor]
 ) -> Graph:

@@ -5,8 +5,10 @@ called in its form with `out=`, so that results lie where those of the recorded 
 """
 
 import ctypes
+import weakref
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +17,9 @@ from torch import Tensor
 from torch._inductor.codecache import CppCodeCache
 from torch.utils._pytree import tree_flatten
 
-__all__ = ["NativeCall", "bits", "handles", "native_call"]
+__all__ = ["LIBTORCH", "Handles", "NativeCall", "bits", "native_call"]
+
+LIBTORCH = str(Path(torch.__path__[0]) / "lib" / "libtorch_cpu.so")
 
 
 class NativeCall:
@@ -82,12 +86,32 @@ def native_call(func: Any, args: tuple, kwargs: dict[str, Any], results: Any) ->
     return NativeCall(library.call_operator, description, values, known)
 
 
-def handles(tensors: Sequence[Tensor]) -> list[int]:
-    """Addresses of the tensors as PyTorch's interface in C takes them. They are never freed."""
-    pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-    capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(list(tensors))
-    return [pointer(capsule, None) for capsule in capsules]
+class Handles:
+    """Tensors as PyTorch's interface in C takes them. They keep the tensors' memory, and are freed
+    with this object.
+
+    Args:
+        tensors: any tensors.
+
+    Attributes:
+        addresses: of the handles, valid as long as this object lives.
+
+    Raises:
+        AttributeError, OSError: PyTorch lacks the interface.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        free = ctypes.CDLL(LIBTORCH).aoti_torch_delete_tensor_object
+        pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+        capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(list(tensors))
+        self.addresses: list[int] = [pointer(capsule, None) for capsule in capsules]
+        weakref.finalize(self, _free, free, tuple(self.addresses)).atexit = False
+
+
+def _free(free: Any, addresses: Sequence[int]) -> None:
+    for address in addresses:
+        free(ctypes.c_void_p(address))
 
 
 def bits(number: float) -> int:
@@ -133,12 +157,14 @@ def _word(kind: str, value: Any) -> _Word | None:
     if value is None and kind.startswith("Optional["):
         return _Word("v", 0)
     if kind == "Tensor" and _on_cpu(value):
-        return _Word("t", handles([value])[0], value)
+        own = Handles([value])
+        return _Word("t", own.addresses[0], own)
     if kind == "List[Optional[Tensor]]" and all(x is None or _on_cpu(x) for x in value):
-        found = iter(handles([x for x in value if x is not None]))
+        several = Handles([x for x in value if x is not None])
+        found = iter(several.addresses)
         words = [len(value), *[0 if x is None else next(found) for x in value]]
         array = (ctypes.c_uint64 * len(words))(*words)
-        return _Word("l", ctypes.addressof(array), (array, value))
+        return _Word("l", ctypes.addressof(array), (array, several))
     if kind in ("int", "bool") and isinstance(value, int):
         return _Word("v", value)
     if kind == "float" and isinstance(value, int | float):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch._inductor import config
 
+from pyro_elbo_lab.leftovers import leftovers_dropped
 from pyro_elbo_lab.recording import Feed, NotRecordableError, record
 from pyro_elbo_lab.simplify import keep_failures, simplify
 from pyro_elbo_lab.state import random_states_kept
@@ -118,6 +119,7 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+@leftovers_dropped()
 def compile_graph(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
     """What inductor makes of a graph, which stays as it is.
 

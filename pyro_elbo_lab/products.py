@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._inductor.codecache import CppCodeCache
 
-from pyro_elbo_lab.dispatch import handles
+from pyro_elbo_lab.dispatch import LIBTORCH, Handles
 
 __all__ = ["Product", "product"]
 
@@ -59,13 +59,12 @@ _SHIMS = {
 def _by_default(func: Any, args: tuple, kwargs: dict[str, Any]) -> Product | None:
     """Through the C interface that PyTorch has for compiled models."""
     try:
-        address = _address(getattr(ctypes.CDLL(_LIBTORCH), _SHIMS[func]))
-        arguments = handles([kwargs["out"], *args])
+        address = _address(getattr(ctypes.CDLL(LIBTORCH), _SHIMS[func]))
+        own = Handles([kwargs["out"], *args])
     except (AttributeError, OSError):
         return None
-    if func is not aten.addmm.out:
-        return Product(address, arguments)
-    return Product(address, arguments, (kwargs.get("beta", 1), kwargs.get("alpha", 1)))
+    factors = (kwargs.get("beta", 1), kwargs.get("alpha", 1)) if func is aten.addmm.out else ()
+    return Product(address, own.addresses, factors, own)
 
 
 LEAST_OPERATIONS = 8_000_000
@@ -84,11 +83,11 @@ def _by_onednn(func: Any, args: tuple, kwargs: dict[str, Any]) -> Product | None
     library = _library() if _mkl_is_slow() else None
     if library is None:
         return None
-    tensors = [a, b.t(), *bias]
-    found = handles(tensors)
-    description = _Linear(*found[:2], found[2] if bias else 0, out.data_ptr(), out.nbytes)
+    own = Handles([a, b.t(), *bias])
+    x, weight, *rest = own.addresses
+    description = _Linear(x, weight, rest[0] if rest else 0, out.data_ptr(), out.nbytes)
     return Product(
-        _address(library.linear), [ctypes.addressof(description)], (), (description, tensors, out)
+        _address(library.linear), [ctypes.addressof(description)], (), (description, own, out)
     )
 
 
@@ -127,8 +126,6 @@ class _Linear(ctypes.Structure):
         ("bytes", ctypes.c_long),
     )
 
-
-_LIBTORCH = str(Path(torch.__path__[0]) / "lib" / "libtorch_cpu.so")
 
 _SOURCE = """
 #include <cstdint>

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from pyro_elbo_lab.dispatch import bits, native_call
+from pyro_elbo_lab.leftovers import modules_thinned
 from pyro_elbo_lab.products import product
 
 __all__ = ["Feed", "NotRecordableError", "Recording", "Replay", "record"]
@@ -87,6 +88,7 @@ def record(compiled: Compiled, inputs: Sequence[Tensor]) -> "Recording":
     log = _Log(keep=[compiled])
     with torch.no_grad(), _Operators(log), _kernels(log):
         outputs = list(compiled(*inputs))
+    modules_thinned()
     if not any(isinstance(call, _Kernel) for call in log.calls):
         raise NotRecordableError("inductor's kernels were not found")
     return Recording(log, list(inputs), outputs)

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from pyro_elbo_lab.evaluation import Evaluation
 from pyro_elbo_lab.inductor import checked_runner
+from pyro_elbo_lab.leftovers import leftovers_dropped
 from pyro_elbo_lab.optimizers import Update
 from pyro_elbo_lab.recording import Feed
 
@@ -169,6 +170,7 @@ def _flatten(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([x.detach().reshape(-1) for x in tensors])
 
 
+@leftovers_dropped()
 def _step(evaluation: Evaluation, update: Update, average: bool, num_inputs: int) -> fx.GraphModule:
     """One step: (flat, *state, mean, numbers, *untrained, *rest of the inputs) -> (loss, gradient);
     flat, state and mean are written to."""

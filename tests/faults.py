@@ -586,4 +586,25 @@ FAULTS = [
         "for draw, tensor in reversed(list(zip(self.draws, tensors, strict=True))):",
         graph("cauchy laplace and gumbel"),
     ),
+    Mutant(
+        "tensors handed to C are never freed",
+        "dispatch",
+        "        free(ctypes.c_void_p(address))",
+        "        pass",
+        ("tests/test_dispatch.py::test_tensors_of_a_call_are_freed_with_it",),
+    ),
+    Mutant(
+        "the source of generated code stays for ever",
+        "leftovers",
+        "sources.pop(key, None)",
+        "pass",
+        ("tests/test_leftovers.py::test_a_second_fit_leaves_nothing_more",),
+    ),
+    Mutant(
+        "generated modules pile up",
+        "leftovers",
+        "modules[:] = {module.__file__: module for module in modules}.values()",
+        "pass",
+        ("tests/test_leftovers.py::test_a_second_fit_leaves_nothing_more",),
+    ),
 ]

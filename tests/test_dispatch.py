@@ -1,8 +1,11 @@
 """Operators called from C give what they give in Python, in the memory of the recorded results."""
 
 import ctypes
+import gc
+import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -94,3 +97,18 @@ def test_calls_leak_no_tensors() -> None:
     before = [tensor._use_count() for tensor in (x, index, result)]
     call(native)
     assert [tensor._use_count() for tensor in (x, index, result)] == before
+
+
+def test_tensors_of_a_call_are_freed_with_it() -> None:
+    matrix = np.eye(3, dtype=np.float32)
+    memory = weakref.ref(matrix)  # numpy's array lives as long as a tensor on it
+    x = torch.from_numpy(matrix)
+    native = native_call(aten.cumsum.default, (x, -1), {}, aten.cumsum(x, -1))
+    assert native is not None
+    del x, matrix
+    gc.collect()
+    assert memory() is not None
+    call(native)
+    del native
+    gc.collect()
+    assert memory() is None

@@ -26,6 +26,7 @@ STORY = [
         "noise",
         "guard",
         "datatree",
+        "leftovers",
     ],
     ["simplify", "scans", "dispatch", "dims", "smoothness"],
     ["replay"],
