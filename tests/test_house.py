@@ -26,6 +26,7 @@ STORY = [
         "noise",
         "guard",
         "datatree",
+        "files",
     ],
     ["simplify", "scans", "dispatch", "dims", "smoothness"],
     ["replay"],
