@@ -93,6 +93,11 @@ def sweep(target: Path) -> None:
                     remove(path)
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether a path looks like one that `beside` gave to somebody."""
+    return _MARK.search(path.name) is not None
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder with all it holds, if it is there."""
     if path.is_dir() and not path.is_symlink():
