@@ -10,6 +10,8 @@ from pyro_elbo_lab._page import GENERATOR
 
 PAGE = "index.html"
 
+_DIGITS = 32  # of a hash, in base 16
+
 _LIST = '<meta name="files" content="{}">\n'
 _FOUND = re.compile(r'<meta name="files" content="([^"]*)">\n')
 
@@ -19,7 +21,7 @@ Contents = dict[str, str]
 
 def listed(html: str, folder: Path) -> str:
     """The page of a report, with a list of itself and of all files in ``folder``."""
-    contents = {file.name: _hash(file.read_bytes()) for file in folder.iterdir()}
+    contents = {file.name: _digest(file) for file in folder.iterdir()}
     contents[PAGE] = _hash(html.encode())
     written = _LIST.format(escape(json.dumps(contents, sort_keys=True), quote=True))
     return html.replace(f"{GENERATOR}\n", f"{GENERATOR}\n{written}", 1)
@@ -47,7 +49,8 @@ def _digest(path: Path) -> str:
         return ""
     if path.name == PAGE:
         return _hash(_FOUND.sub("", _text(path), count=1).encode())
-    return _hash(path.read_bytes())
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGITS]
 
 
 def _text(path: Path) -> str:
@@ -58,4 +61,4 @@ def _text(path: Path) -> str:
 
 
 def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:32]
+    return hashlib.sha256(content).hexdigest()[:_DIGITS]
