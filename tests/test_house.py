@@ -77,6 +77,7 @@ STORY = [
     ["_health", "_tables", "_contents"],
     ["_sections"],
     ["report"],
+    ["_model_checks"],
     ["_model_file"],
     ["_specs"],
     ["_command"],
