@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -82,15 +83,17 @@ def of_guides(guides: Any) -> Iterator[str]:
     for name, build in guides.items():
         if not isinstance(name, str):
             yield f"`guides` has the key {name!r}; expected a name, a string"
+        for complaint in of_function(f"`guides`: {name!r}", build):
+            yield f"{complaint} that returns a guide, such as `lambda: guide`"
+
+
+def of_function(name: str, function: Any) -> Iterator[str]:
+    """A complaint about a function that cannot be called without arguments."""
+    with suppress(ValueError):  # of built-in functions nothing is known
         try:
-            inspect.signature(build).bind()
+            inspect.signature(function).bind()
         except TypeError:
-            yield (
-                f"`guides`: {name!r} takes arguments; expected a function without any that returns "
-                "a guide, such as `lambda: guide`"
-            )
-        except ValueError:  # of built-in functions nothing is known
-            continue
+            yield f"{name} takes arguments; expected a function without any"
 
 
 def of_exact_draws(draws: Any, num_draws: int, trace: Any) -> Iterator[str]:

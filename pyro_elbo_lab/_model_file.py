@@ -55,6 +55,7 @@ def load(path: str | Path) -> ModelFile:
     path = Path(path)
     module = _imported(path)
     model, data = _callable(module, path, "model"), _callable(module, path, "data")
+    _refuse(path, _model_checks.of_function("`data`", data))
     with blaming(path, "data() failed"):
         returned = data()
     args, kwargs = _arguments(returned)
@@ -78,7 +79,13 @@ def blaming(path: Path, doing: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         place = _place(error, path)
         about_values = isinstance(
-            error, ValueError | RuntimeError | ArithmeticError | NotImplementedError | SystemExit
+            error,
+            ValueError
+            | RuntimeError
+            | ArithmeticError
+            | NotImplementedError
+            | SystemExit
+            | SyntaxError,
         )
         if isinstance(error, InputError) or not (place or about_values):
             raise

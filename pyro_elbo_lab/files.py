@@ -100,7 +100,7 @@ def is_temporary(path: Path) -> bool:
 
 def remove(path: Path) -> None:
     """Remove a file or a folder with all it holds, if it is there."""
-    if path.is_dir() and not path.is_symlink():
+    if os.path.isdir(path) and not os.path.islink(path):  # False where a path is impossible
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):

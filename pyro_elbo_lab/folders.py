@@ -67,10 +67,11 @@ def _fresh(path: str | Path) -> Iterator[Path]:
     """An empty folder within the folder ``path``, gone at the end."""
     folder = _place(path)
     with ended_by_sigterm():
-        made: list[Path] = []
+        missing: list[Path] = []
         fresh = beside(folder / "results")
         try:
-            made = _make(folder)
+            missing += (place for place in (folder, *folder.parents) if not place.exists())
+            folder.mkdir(parents=True, exist_ok=True)
             sweep(folder / "results")
             fresh.mkdir()
             yield fresh
@@ -80,7 +81,7 @@ def _fresh(path: str | Path) -> Iterator[Path]:
             refuse(path, error)
         finally:
             remove(fresh)
-            for place in made:  # as far as they are empty
+            for place in missing:  # as far as they are empty
                 with suppress(OSError):
                     place.rmdir()
 
@@ -100,10 +101,3 @@ def _place(path: str | Path) -> Path:
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
         refuse(path, error if isinstance(error, OSError) else OSError(errno.ELOOP, str(error)))
     return folder
-
-
-def _make(folder: Path) -> list[Path]:
-    """Create a folder and those above it; returns what was not there, innermost first."""
-    missing = [place for place in (folder, *folder.parents) if not place.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing
