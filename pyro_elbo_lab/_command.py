@@ -1,8 +1,11 @@
 """What the commands of ``elbo-lab`` share: options, a fitted guide, a NUTS reference."""
 
 import argparse
+import hashlib
+import re
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,10 @@ from pyro_elbo_lab import _specs, structure
 from pyro_elbo_lab._model_file import InputError, ModelFile, Program, blaming, load
 from pyro_elbo_lab._sources import as_tree
 from pyro_elbo_lab.convert import from_guide
+from pyro_elbo_lab.files import remove
 from pyro_elbo_lab.fit import Fit, fit
+from pyro_elbo_lab.folders import check_folder, filling, slug
+from pyro_elbo_lab.potential import isolated, prepare
 from pyro_elbo_lab.reference import nuts
 from pyro_elbo_lab.sampling import is_vectorizable
 from pyro_elbo_lab.state import seeded
@@ -25,14 +31,19 @@ from pyro_elbo_lab.state import seeded
 Combinations = dict[str, tuple[str, _specs.ObjectiveSpec]]
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    """A model file, guides, objectives, and the sizes of fits and of NUTS."""
+def add_options(command: argparse.ArgumentParser, fewest_draws: int, fewest_kept: int) -> None:
+    """A model file, guides, objectives, and the sizes of fits and of NUTS.
+
+    Args:
+        fewest_draws: of each guide.
+        fewest_kept: draws kept of each chain.
+    """
     add_fit_options(command)
-    add = command.add_argument
-    add("--num-samples", type=positive, default=10_000, metavar="N", help="draws from each guide")
+    add, many, kept = command.add_argument, at_least(fewest_draws), at_least(fewest_kept)
+    add("--num-samples", type=many, default=10_000, metavar="N", help="draws from each guide")
     add("--chains", type=positive, default=4, metavar="N", help="chains of NUTS")
     add("--warmup", type=positive, default=500, metavar="N", help="warm-up draws of each chain")
-    add("--draws", type=positive, default=1000, metavar="N", help="draws kept of each chain")
+    add("--draws", type=kept, default=1000, metavar="N", help="draws kept of each chain")
 
 
 def add_fit_options(command: argparse.ArgumentParser) -> None:
@@ -56,14 +67,36 @@ def add_fit_options(command: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
     )
     add("--steps", type=positive, default=2500, metavar="N", help="training steps of each fit")
-    add("--seed", type=int, default=0, metavar="N", help="seed of everything random")
+    add("--seed", type=_seed, default=0, metavar="N", help="seed of everything random")
 
 
-def positive(text: str) -> int:
-    """An integer of at least 1, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+def at_least(least: int) -> Callable[[str], int]:
+    """What reads an integer of at least so much, for argparse."""
+
+    def read(text: str) -> int:
+        number = integer(text)
+        if number < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+        return number
+
+    return read
+
+
+def integer(text: str) -> int:
+    """An integer, for argparse."""
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be an integer, got {text!r}") from error
+
+
+positive = at_least(1)
+
+
+def _seed(text: str) -> int:
+    number = integer(text)
+    if not 0 <= number < 2**32:  # what numpy takes
+        raise argparse.ArgumentTypeError(f"must be from 0 to 2**32 - 1, got {text}")
     return number
 
 
@@ -85,6 +118,8 @@ def combinations(options: argparse.Namespace) -> tuple[ModelFile, Combinations]:
     file = load(options.file)
     for guide in guides:
         check_guide(file, guide)
+        for objective in objectives:
+            _check_objective(file, guide, objective)
     found = {f"{g}, {o.spec}": (g, o) for g in guides for o in objectives}
     if file.learnt and len(found) > 1:
         raise InputError(
@@ -95,10 +130,43 @@ def combinations(options: argparse.Namespace) -> tuple[ModelFile, Combinations]:
     return file, found
 
 
-def check_guide(file: ModelFile, name: str) -> None:
-    """Build the guide and run it with the model once."""
+def check_guide(file: ModelFile, name: str) -> tuple[str, ...]:
+    """Build the guide and run it with the model once; returns the latents that it sets to single
+    values."""
     with blaming(file.path, f"guide {name!r} failed"), pyro.get_param_store().scope(), seeded(0):
-        structure.analyse(file.model, _specs.guide(name, file), file.args, file.kwargs)
+        guide = _specs.guide(name, file)
+        found, _ = structure.analyse(file.model, guide, file.args, file.kwargs)
+    return tuple(found.points)
+
+
+def _check_objective(file: ModelFile, guide_name: str, objective: _specs.ObjectiveSpec) -> None:
+    """Compute the loss of a new guide once."""
+    with blaming_fit(file, guide_name, objective), pyro.get_param_store().scope(), seeded(0):
+        guide = _specs.guide(guide_name, file)
+        with torch.no_grad():
+            _loss(file, guide, objective).loss(file.model, guide, *file.args, **file.kwargs)
+
+
+def check_reference(file: ModelFile) -> None:
+    """Refuse a model that NUTS cannot sample."""
+    if file.exact_draws is None:
+        with blaming(file.path, "NUTS failed"), seeded(0), isolated():
+            prepare(file.model, file.args, file.kwargs)
+
+
+def check_out(path: str, check: Callable[[str], None] = check_folder) -> None:
+    """Refuse an ``--out`` that cannot be written."""
+    if not path:
+        raise InputError("--out is empty; name a folder")
+    try:
+        check(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--out: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, without its number."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def blaming_fit(
@@ -147,12 +215,49 @@ def fitted(
 
 @contextmanager
 def stem(folder: Path, title: str) -> Iterator[Path]:
-    """The beginning of the names of files about a fit, in a folder that the block can write to."""
+    """The beginning of the paths of files about a fit, which move to the folder at the end.
+
+    Other titles have other beginnings. Names as they usually are stay as they are; of others a
+    part may be lost, and a number tells them apart.
+    """
+    name = slug(title)
+    if not _USUAL.fullmatch(title):
+        name += f"-{hashlib.sha256(title.encode(errors='replace')).hexdigest()[:6]}"
+    with filling(folder) as fresh:
+        yield fresh / name
+
+
+_USUAL = re.compile(r"[a-z0-9_]{1,30}, [a-z]+(-[a-z]+)*(:[0-9]{1,9})?")
+"""Titles whose slugs differ: the guide ends at the first hyphen, and digits at the end are K."""
+
+
+def write(what: str, folder: Path, writing: Callable[[Path], Path]) -> None:
+    """Call ``writing`` with the folder, or with another if that one cannot be written.
+
+    Args:
+        what: is written.
+        writing: returns the path of what it has written.
+
+    Raises:
+        InputError: the folder cannot be written; the message says where the results are instead.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder / "".join(c if c.isalnum() else "-" for c in title).replace("--", "-")
+        say(f"wrote {writing(folder)}")
     except OSError as error:
-        raise InputError(f"the results cannot be written to {folder}: {error}") from error
+        elsewhere = _elsewhere(folder.resolve().name, writing)
+        raise InputError(f"the {what} cannot be written: {_reason(error)}. {elsewhere}") from error
+
+
+def _elsewhere(name: str, writing: Callable[[Path], Path]) -> str:
+    """Write into the folder of temporary files, and say where, or why not."""
+    place = ""
+    try:
+        place = tempfile.mkdtemp(prefix="elbo-lab-")
+        return f"Instead, {writing(Path(place, name[:40]))} was written: move it where it belongs"
+    except OSError as error:
+        if place:
+            remove(Path(place))
+        return f"Nor can a folder of temporary files: {_reason(error)}; what is printed is all"
 
 
 def save_figure(figure: Figure, stem: Path) -> None:

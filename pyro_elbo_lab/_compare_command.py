@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -11,7 +12,8 @@ import xarray as xr
 from pyro_elbo_lab import _command
 from pyro_elbo_lab._command import add_options, approximate, say
 from pyro_elbo_lab._command import reference as reference_of
-from pyro_elbo_lab._model_file import InputError, ModelFile, blaming
+from pyro_elbo_lab._draws import MIN_DRAWS_PER_CHAIN
+from pyro_elbo_lab._model_file import ModelFile, blaming
 from pyro_elbo_lab.comparison import compare
 from pyro_elbo_lab.evidence import EvidenceBounds, evidence
 from pyro_elbo_lab.report import check_destination, write_report
@@ -37,7 +39,7 @@ def add_to(commands: Any) -> None:
         description="Fit every guide with every objective, run NUTS, compare, and write a report.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add_options(command)
+    add_options(command, MIN_DRAWS_PER_CHAIN, MIN_DRAWS_PER_CHAIN)
     command.add_argument(
         "--out", default="report", metavar="FOLDER", help="where to write the report"
     )
@@ -46,8 +48,9 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace, command: str) -> None:
     """Fit, run NUTS, compare, print and write the report."""
-    _check_destination(options.out)
+    _command.check_out(options.out, check_destination)
     file, combinations = _command.combinations(options)
+    _command.check_reference(file)
     fits, approximations, parameters = {}, {}, {}
     for i, (name, (guide, objective)) in enumerate(combinations.items(), 1):
         say(f"fitting {name} ({i} of {len(combinations)})")
@@ -84,18 +87,11 @@ def run(options: argparse.Namespace, command: str) -> None:
         info["parameters of the model"] = f"{', '.join(file.learnt)}: as the fit has learnt them"
     matplotlib.use("Agg")
     known = {name: found for name, found in bounds.items() if found is not None}
-    try:
-        page = write_report(comparison, options.out, losses=losses, evidence=known, info=info)
-    except OSError as error:
-        raise InputError(f"the report cannot be written: {error}") from error
-    say(f"wrote {page}")
 
+    def writing(folder: Path) -> Path:
+        return write_report(comparison, folder, losses=losses, evidence=known, info=info)
 
-def _check_destination(path: str) -> None:
-    try:
-        check_destination(path)
-    except FileExistsError as error:
-        raise InputError(f"--out: {error}") from error
+    _command.write("report", Path(options.out), writing)
 
 
 def _evidence(

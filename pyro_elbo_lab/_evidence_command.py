@@ -18,9 +18,11 @@ from pyro_elbo_lab._command import (
     say,
     stem,
 )
-from pyro_elbo_lab._model_file import ModelFile
+from pyro_elbo_lab._model_file import InputError, ModelFile
 from pyro_elbo_lab.evidence import EvidenceBounds, evidence
 from pyro_elbo_lab.state import seeded
+
+LEAST_DRAWS = 100  # as `evidence` asks
 
 
 def add_to(commands: Any) -> None:
@@ -31,7 +33,7 @@ def add_to(commands: Any) -> None:
         description="Fit every guide with every objective, run NUTS, and bound the evidence.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add_options(command)
+    add_options(command, LEAST_DRAWS, 1)
     command.add_argument(
         "--out", default="evidence", metavar="FOLDER", help="where to write tables and figures"
     )
@@ -40,7 +42,10 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace, command: str) -> None:
     """Fit, run NUTS, bound, print and write."""
+    _command.check_out(options.out)
     file, combinations = _command.combinations(options)
+    _check_densities(file, combinations)
+    _command.check_reference(file)
     draws: Any = None
     for title, (name, objective) in combinations.items():
         say(f"fitting {title}")
@@ -73,9 +78,23 @@ def _printed(bounds: EvidenceBounds) -> str:
     return table.to_string(index=False, float_format="%.3f", na_rep="-")
 
 
+def _check_densities(file: ModelFile, combinations: _command.Combinations) -> None:
+    """Refuse a guide that is a point, which bounds nothing."""
+    for name, _ in combinations.values():
+        if points := _command.check_guide(file, name):
+            raise InputError(
+                f"guide {name!r} sets {', '.join(points)} to single values, which have no density: "
+                "no bound of log p(x) follows; choose a guide that draws at random"
+            )
+
+
 def _write(bounds: EvidenceBounds, folder: Path, title: str) -> None:
     matplotlib.use("Agg")
-    with stem(folder, title) as name:
-        bounds.table.to_csv(f"{name}.csv", index=False)
-        save_figure(bounds.plot(), name)
-    say(f"wrote {name}.csv, .png and .svg")
+
+    def writing(folder: Path) -> Path:
+        with stem(folder, title) as name:
+            bounds.table.to_csv(f"{name}.csv", index=False)
+            save_figure(bounds.plot(), name)
+        return folder / f"{name.name}.csv, .png and .svg"
+
+    _command.write("results", folder, writing)

@@ -4,18 +4,16 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pyro
-import torch
 
-from pyro_elbo_lab import structure
+from pyro_elbo_lab import _model_checks, structure
 from pyro_elbo_lab.state import seeded
 
 Program = Callable[..., Any]
@@ -50,11 +48,14 @@ def load(path: str | Path) -> ModelFile:
 
     Raises:
         InputError: if the file does not exist, import or define these; if the data contain NaN
-            or do not fit the model; if the model raises or has no latent site.
+            or do not fit the model; if the model raises, has no latent site, or one whose name or
+            values cannot be kept; if a guide takes arguments, or exact draws are not what they
+            should be.
     """
     path = Path(path)
     module = _imported(path)
     model, data = _callable(module, path, "model"), _callable(module, path, "data")
+    _refuse(path, _model_checks.of_function("`data`", data))
     with blaming(path, "data() failed"):
         returned = data()
     args, kwargs = _arguments(returned)
@@ -62,8 +63,7 @@ def load(path: str | Path) -> ModelFile:
     exact_draws = _callable(module, path, "exact_draws") if hasattr(module, "exact_draws") else None
     learnt = _check_model(path, model, exact_draws, args, kwargs)
     guides = getattr(module, "guides", {})
-    if not isinstance(guides, Mapping) or not all(map(callable, guides.values())):
-        raise InputError(f"{path}: `guides` must be a dict of functions that return a guide")
+    _refuse(path, _model_checks.of_guides(guides))
     return ModelFile(path, model, args, kwargs, guides, exact_draws, learnt)
 
 
@@ -79,7 +79,13 @@ def blaming(path: Path, doing: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         place = _place(error, path)
         about_values = isinstance(
-            error, ValueError | RuntimeError | ArithmeticError | NotImplementedError | SystemExit
+            error,
+            ValueError
+            | RuntimeError
+            | ArithmeticError
+            | NotImplementedError
+            | SystemExit
+            | SyntaxError,
         )
         if isinstance(error, InputError) or not (place or about_values):
             raise
@@ -87,9 +93,20 @@ def blaming(path: Path, doing: str) -> Iterator[None]:
         raise InputError(f"{place or f'{path}: '}{doing}: {reason}") from error
 
 
+def _refuse(path: Path, complaints: Iterable[str]) -> None:
+    for complaint in complaints:
+        raise InputError(f"{path}: {complaint}")
+
+
 def _imported(path: Path) -> ModuleType:
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a NUL character
+        missing = isinstance(error, FileNotFoundError)
+        problem = "there is no such file" if missing else f"it cannot be read: {error}"
+        raise InputError(f"{path}: {problem}") from error
     if not path.is_file():
-        raise InputError(f"{path}: there is no such file")
+        raise InputError(f"{path}: it is no file; name a Python file")
     spec = importlib.util.spec_from_file_location("elbo_lab_model", path.resolve())
     if spec is None or spec.loader is None:
         raise InputError(f"{path}: not a Python file; its name must end in .py")
@@ -128,30 +145,9 @@ def _check_arguments(path: Path, model: Program, args: tuple, kwargs: dict[str, 
         named = inspect.signature(model).bind(*args, **kwargs).arguments
     except TypeError as error:
         raise InputError(f"{path}: what data() returns does not fit the model: {error}") from error
-    for name, value in named.items():
-        for place, array in _arrays(value, f"argument {name!r}"):
-            wrong = int(np.isnan(array).sum())
-            if wrong:
-                raise InputError(
-                    f"{path}: data(): {place} of the model has {wrong} NaN among {array.size} "
-                    "values; remove or impute them, or leave them out of the likelihood"
-                )
-
-
-def _arrays(value: Any, place: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield every array of floating-point numbers within ``value``, and where it is."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _arrays(item, f"{place}[{key!r}]")
-    elif isinstance(value, list | tuple):
-        for i, item in enumerate(value):
-            yield from _arrays(item, f"{place}[{i}]")
-    elif isinstance(value, torch.Tensor):
-        yield place, value.detach().cpu().double().numpy()
-    elif hasattr(value, "__array__") or isinstance(value, float):
-        array = np.asarray(value)
-        if array.dtype.kind == "f":
-            yield place, array
+    except ValueError as error:
+        raise InputError(f"{path}: `model` is not a function written in Python: {error}") from error
+    _refuse(path, _model_checks.of_data(named))
 
 
 def _check_model(
@@ -160,29 +156,15 @@ def _check_model(
     """Run the model once, and its exact draws; returns the names of its parameters."""
     with blaming(path, "the model failed"), seeded(0), pyro.get_param_store().scope():
         trace, _ = structure.run(model, _no_guide, args, kwargs)
+        _refuse(path, _model_checks.of_sites(trace.nodes))
         trace.compute_log_prob()
         if exact_draws is not None:
-            _check_exact_draws(path, exact_draws(2, *args, **kwargs), trace.nodes)
+            draws = exact_draws(2, *args, **kwargs)
+            _refuse(path, _model_checks.of_exact_draws(draws, 2, trace))
     sites = structure.factors(trace, type(trace)())
     if all(site["is_observed"] for site in sites.values()):
         raise InputError(f"{path}: the model has no latent site: there is no posterior to find")
     return tuple(name for name, site in trace.nodes.items() if site["type"] == "param")
-
-
-def _check_exact_draws(path: Path, draws: Any, sites: Mapping[str, Any]) -> None:
-    """Compare names and shapes of two draws with the sites of the model."""
-    if not isinstance(draws, Mapping) or not draws:
-        raise InputError(f"{path}: exact_draws must return a dict from site to tensor")
-    for name, value in draws.items():
-        site = sites.get(name)
-        if site is None or site["type"] != "sample" or site["is_observed"]:
-            raise InputError(f"{path}: exact_draws returns {name!r}, no latent site of the model")
-        expected, found = (2, *site["value"].shape), tuple(getattr(value, "shape", ()))
-        if found != expected:
-            raise InputError(
-                f"{path}: two exact_draws of {name!r} have shape {found}, expected {expected}: "
-                "number of draws, then the shape of the site"
-            )
 
 
 def _no_guide(*args: Any, **kwargs: Any) -> None:

@@ -12,8 +12,10 @@ import matplotlib
 from pyro_elbo_lab import _command, _specs
 from pyro_elbo_lab._command import (
     add_fit_options,
+    at_least,
     blaming_fit,
     fitted,
+    integer,
     positive,
     save_figure,
     say,
@@ -23,6 +25,7 @@ from pyro_elbo_lab._model_file import ModelFile
 from pyro_elbo_lab.calibration import Calibration, sbc
 from pyro_elbo_lab.calibration_plot import plot_sbc, plot_vsbc
 from pyro_elbo_lab.fit import Fit
+from pyro_elbo_lab.netcdf import write_netcdf
 
 
 def add_to(commands: Any) -> None:
@@ -36,15 +39,23 @@ def add_to(commands: Any) -> None:
     )
     add_fit_options(command)
     add = command.add_argument
-    add("--simulations", type=positive, default=200, metavar="N", help="simulated data sets")
+    add("--simulations", type=at_least(10), default=200, metavar="N", help="simulated data sets")
     add("--draws", type=positive, default=100, metavar="N", help="draws of each fit to rank among")
-    add("--jobs", type=int, default=1, metavar="N", help="processes; -1 for one a core")
+    add("--jobs", type=_jobs, default=1, metavar="N", help="processes; -1 for one a core")
     add("--out", default="calibration", metavar="FOLDER", help="where to write tables and figures")
     command.set_defaults(run=run)
 
 
+def _jobs(text: str) -> int:
+    number = integer(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("must be at least 1, or -1 for one a core, got 0")
+    return number
+
+
 def run(options: argparse.Namespace, command: str) -> None:
     """Simulate, fit, rank, print and write."""
+    _command.check_out(options.out)
     file, combinations = _command.combinations(options)
     # No other process can import the user's module by the name under which it was loaded.
     cloudpickle.register_pickle_by_value(sys.modules["elbo_lab_model"])
@@ -91,9 +102,13 @@ def _printed(found: Calibration) -> str:
 
 def _write(found: Calibration, folder: Path, title: str) -> None:
     matplotlib.use("Agg")
-    with stem(folder, title) as name:
-        found.table.to_csv(f"{name}.csv", index=False)
-        found.ranks.to_netcdf(f"{name}.nc", engine="h5netcdf")
-        save_figure(plot_sbc(found), name)
-        save_figure(plot_vsbc(found), name.with_name(f"{name.name}-symmetry"))
-    say(f"wrote {name}.csv, .nc, .png, .svg and {name.name}-symmetry.png, .svg")
+
+    def writing(folder: Path) -> Path:
+        with stem(folder, title) as name:
+            found.table.to_csv(f"{name}.csv", index=False)
+            write_netcdf(found.ranks, f"{name}.nc")
+            save_figure(plot_sbc(found), name)
+            save_figure(plot_vsbc(found), name.with_name(f"{name.name}-symmetry"))
+        return folder / f"{name.name}.csv, .nc, .png, .svg and {name.name}-symmetry.png, .svg"
+
+    _command.write("results", folder, writing)

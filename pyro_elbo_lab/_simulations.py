@@ -19,6 +19,7 @@ from tqdm import tqdm
 from xarray import DataTree
 
 from pyro_elbo_lab._ranks import ranks
+from pyro_elbo_lab.datatree import variable
 from pyro_elbo_lab.fit import Fit
 from pyro_elbo_lab.simulation import Simulated, Simulator
 from pyro_elbo_lab.state import seeded
@@ -83,7 +84,8 @@ class Task:
     ) -> Outcome:
         found: dict[str, np.ndarray] = {}
         order, correlated = None, ""
-        for name, truth in simulated.truth.items():
+        truths = {variable(site): value for site, value in simulated.truth.items()}
+        for name, truth in truths.items():
             if name not in draws:
                 continue
             _check(name, draws[name], truth.shape, self.num_draws)
@@ -97,7 +99,7 @@ class Task:
         if not found:
             raise ValueError(
                 f"fit_fn returned draws of {sorted(draws)}, but the model's latent sites are "
-                f"{sorted(simulated.truth)}; name the draws after the sites."
+                f"{sorted(truths)}; name the draws after the sites."
             )
         return Outcome(found, correlated=correlated, order=order)
 
@@ -153,7 +155,7 @@ def _draws(result: Any) -> dict[str, np.ndarray]:
         posterior = result["posterior"].dataset.transpose("chain", "draw", ...)
         return {str(name): array.values for name, array in posterior.data_vars.items()}
     if isinstance(result, Mapping) and result:
-        return {name: _array(values)[None] for name, values in result.items()}
+        return {variable(name): _array(values)[None] for name, values in result.items()}
     raise TypeError(
         f"fit_fn returned {type(result).__name__}; expected a DataTree with a posterior group, the "
         "result of pyro_elbo_lab.fit, or a dict of draws by site, each of shape (draws, ...)."

@@ -7,6 +7,8 @@ import arviz_base
 import numpy as np
 import xarray as xr
 
+from pyro_elbo_lab.datatree import variable
+
 MAX_R_HAT = 1.01
 MAX_DIVERGENT_SHARE = 0.01
 
@@ -84,11 +86,11 @@ def reliability(tree: xr.DataTree, worst: tuple[str, float], ess_min: float) -> 
 
 
 def _exact(arrays: Mapping[str, Any], name: str) -> xr.DataTree:
-    draws = {str(variable): np.asarray(values) for variable, values in arrays.items()}
-    for variable, values in draws.items():
+    draws = {variable(str(site)): np.asarray(values) for site, values in arrays.items()}
+    for site, values in draws.items():
         if values.ndim < 2:
             raise ValueError(
-                f"{variable!r} of {name!r} has shape {values.shape}, expected draws of shape "
+                f"{site!r} of {name!r} has shape {values.shape}, expected draws of shape "
                 "(chain, draw, ...): give independent draws one chain, values[None]"
             )
     tree = arviz_base.from_dict({"posterior": draws})
@@ -98,7 +100,7 @@ def _exact(arrays: Mapping[str, Any], name: str) -> xr.DataTree:
 
 def _from_mcmc(mcmc: Any) -> xr.DataTree:
     samples = mcmc.get_samples(group_by_chain=True)
-    groups = {"posterior": {name: np.asarray(values) for name, values in samples.items()}}
+    groups = {"posterior": {variable(name): np.asarray(x) for name, x in samples.items()}}
     diverging = _divergences(mcmc, groups["posterior"])
     if diverging is not None:
         groups["sample_stats"] = {"diverging": diverging}

@@ -86,15 +86,17 @@ jackknife, chi, forward-kl, tail-adaptive
         raise InputError(f"objective {spec!r} needs its number of particles, as in {spec}:16")
     if not colon:
         return ObjectiveSpec(spec, build, default or 1)
-    if not particles.lstrip("-").isdecimal():
+    try:
+        number = int(particles)
+    except ValueError as error:
         raise InputError(
             f"objective {spec!r}: the number of particles, {particles!r}, is no integer"
-        )
+        ) from error
     try:
-        build(int(particles))
+        build(number)
     except ValueError as error:
         raise InputError(f"objective {spec!r}: {error}") from error
-    return ObjectiveSpec(spec, build, int(particles))
+    return ObjectiveSpec(spec, build, number)
 
 
 def guide(name: str, file: ModelFile) -> Any:
@@ -103,10 +105,16 @@ def guide(name: str, file: ModelFile) -> Any:
     Those of :data:`GUIDES` leave out what is marked to be summed out.
 
     Raises:
-        InputError: if neither knows the name.
+        InputError: if neither knows the name, or the file's function returns no guide.
     """
     if name in file.guides:
-        return file.guides[name]()
+        found = file.guides[name]()
+        if not callable(found):
+            raise InputError(
+                f"{file.path}: the function {name!r} of `guides` returned {type(found).__name__}, "
+                "expected a guide"
+            )
+        return found
     return GUIDES[_known("guide", name, {**file.guides, **GUIDES})](hide_enumerated(file.model))
 
 

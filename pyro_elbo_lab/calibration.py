@@ -15,6 +15,7 @@ from xarray import Dataset
 from pyro_elbo_lab._draws import labels
 from pyro_elbo_lab._ranks import LEVEL, p_in_words, p_symmetric, p_uniform, pit, summarise
 from pyro_elbo_lab._simulations import Outcome, Task, common_randomness, run
+from pyro_elbo_lab.datatree import variable
 from pyro_elbo_lab.simulation import simulator
 
 if TYPE_CHECKING:
@@ -275,16 +276,17 @@ def _calibration(
     failures = {i: outcome.failure for i, outcome in enumerate(outcomes) if outcome.failure}
     if len(done) < 2:
         raise RuntimeError(f"{_failed(failures, num_simulations)}; there is nothing to rank.")
-    names = [n for n in simulate.dims if all(n in outcomes[i].ranks for i in done)]
+    dims = {variable(n): tuple(map(variable, found)) for n, found in simulate.dims.items()}
+    names = [n for n in dims if all(n in outcomes[i].ranks for i in done)]
     ranks = Dataset(
         {
-            n: (("simulation", *simulate.dims[n]), np.stack([outcomes[i].ranks[n] for i in done]))
+            n: (("simulation", *dims[n]), np.stack([outcomes[i].ranks[n] for i in done]))
             for n in names
         },
         coords={"simulation": done},
         attrs={"num_draws": num_draws},
     )
-    missing = [n for n in simulate.dims if n not in names]
+    missing = [n for n in dims if n not in names]
     notes = [f"fit_fn has no draws of {missing}."] if missing else []
     if simulate.left_out:
         notes.append(f"{list(simulate.left_out)} are masked and not ranked.")

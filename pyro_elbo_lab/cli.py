@@ -3,9 +3,12 @@
 import argparse
 import os
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -17,7 +20,10 @@ _COMMANDS = [_compare_command, _evidence_command, _sbc_command]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``elbo-lab`` and return its exit code: 0, 2 for bad input, 130 when interrupted.
+    """Run ``elbo-lab`` and return its exit code.
+
+    It is 0; 2 for bad input, or results that cannot be written; 130 when interrupted by Ctrl-C and
+    143 by SIGTERM.
 
     >>> main(["compare", "no-such-file.py"])
     2
@@ -25,15 +31,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(arguments)
     try:
-        with _one_core_left():
+        with _one_core_left(), _sigterm_interrupts():
             options.run(options, shlex.join(["elbo-lab", *arguments]))
     except InputError as error:
-        say(f"error: {error}")
+        say(f"error: {' '.join(str(error).split())}")
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         say("interrupted; no report was written")
-        return 130
+        return 143 if isinstance(error, _Terminated) else 130
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,6 +70,30 @@ def _one_core_left() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, which leaves no half-written files."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = False
+
+    def interrupt(*_: Any) -> None:
+        nonlocal came
+        came = True
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt as error:  # what comes out of a fit is another one
+        if came:
+            raise _Terminated from error
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from pyro_elbo_lab._dataset import assemble
 from pyro_elbo_lab._distances import QUANTILES
 from pyro_elbo_lab._scalars import SCALARS, cost
 from pyro_elbo_lab._sources import as_tree, reliability, several
+from pyro_elbo_lab.files import replacing
+from pyro_elbo_lab.netcdf import write_netcdf
 from pyro_elbo_lab.verdict import Verdict, judge
 
 if TYPE_CHECKING:
@@ -161,12 +163,23 @@ class Comparison:
         return plots.plot_densities(self, max_parameters)
 
     def save(self, path: str | Path) -> Path:
-        """Write ``comparison.nc``, ``table.csv`` and ``summary.csv`` into folder ``path``."""
+        """Write ``comparison.nc``, ``table.csv`` and ``summary.csv`` into folder ``path``.
+
+        All of them are replaced, or none if one cannot be written.
+
+        Raises:
+            OSError: if the folder or a file cannot be written.
+        """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        self.dataset.to_netcdf(folder / "comparison.nc", engine="h5netcdf")
-        self.table.to_csv(folder / "table.csv")
-        self.summary.to_csv(folder / "summary.csv")
+        with (
+            replacing(folder / "comparison.nc") as dataset,
+            replacing(folder / "table.csv") as table,
+            replacing(folder / "summary.csv") as summary,
+        ):
+            write_netcdf(self.dataset, dataset)
+            self.table.to_csv(table)
+            self.summary.to_csv(summary)
         return folder
 
     def __str__(self) -> str:

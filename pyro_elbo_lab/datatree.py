@@ -1,5 +1,6 @@
 """Arrays as a DataTree in ArviZ's layout."""
 
+import re
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -8,12 +9,34 @@ import arviz_base
 import numpy as np
 from xarray import DataTree
 
-__all__ = ["Groups", "to_datatree"]
+__all__ = ["Groups", "to_datatree", "variable"]
 
 Groups = Mapping[str, Mapping[str, np.ndarray]]
 
 _WITHOUT_DRAWS = ("observed_data", "constant_data")
 _DRAWS_OF_THEIR_OWN = ("prior", "prior_predictive")
+_NO_VARIABLES = ("", ".", "chain", "draw")
+
+
+def variable(site: str) -> str:
+    """The name of a site's variable in a DataTree, which has "." in the place of "/".
+
+    There, and in netCDF, "/" separates a group from its members.
+
+    Raises:
+        ValueError: a name that no variable can have: empty, ".", "chain", "draw", with a NUL
+            character, or not Unicode.
+
+    Example:
+        >>> variable("encoder/z")
+        'encoder.z'
+    """
+    if site in _NO_VARIABLES or re.search("[\0\ud800-\udfff]", site):
+        raise ValueError(
+            f"A site called {site!r} cannot be a variable of a DataTree: names there are not empty "
+            "nor '.', 'chain' or 'draw', and hold Unicode without NUL. Give the site another name."
+        )
+    return site.replace("/", ".")
 
 
 def to_datatree(
@@ -29,7 +52,8 @@ def to_datatree(
     """Dress arrays in labels: a DataTree in ArviZ's layout, which `to_netcdf` can write.
 
     Args:
-        posterior: draws by site, each of shape (chain, draw, *site shape).
+        posterior: draws by site, each of shape (chain, draw, *site shape). The variables are named
+            as `variable` says.
         dims: names of the dimensions after (chain, draw), such as `site_dims` gives; sites
             without an entry get ArviZ's default names.
         sample_stats: statistics of the sampler by name, each of shape (chain, draw, ...).
@@ -46,7 +70,8 @@ def to_datatree(
     Raises:
         ValueError: an array that lacks chain and draw, has other numbers of them than its
             neighbours, or whose number of dimensions is not that of its names; labels whose number
-            is not the size of their dimension.
+            is not the size of their dimension; a site whose name no variable can have, or two
+            sites whose variables would have the same.
         TypeError: an attribute that is neither a string nor a number.
 
     Example:
@@ -60,6 +85,10 @@ def to_datatree(
         **(groups or {}),
         "observed_data": observed_data or {},
     }
+    everything = {group: _renamed(arrays) for group, arrays in everything.items()}
+    posterior = everything["posterior"]
+    dims = {variable(name): [variable(d) for d in found] for name, found in dims.items()}
+    coords = _renamed(coords or {})
     leading = next((np.shape(values)[:2] for values in posterior.values()), None)
     for group, arrays in everything.items():
         if group not in _WITHOUT_DRAWS:
@@ -67,7 +96,7 @@ def to_datatree(
             _check_draws(group, arrays, expected, next(iter(posterior), ""))
     names = {name: tuple(d) for name, d in dims.items() if _is_there(name, everything)}
     sizes = _sizes(everything, names)
-    for dim, labels in (coords or {}).items():
+    for dim, labels in coords.items():
         if dim in sizes and len(labels) != sizes[dim]:
             raise ValueError(
                 f"coords['{dim}'] has {len(labels)} labels, but dimension '{dim}' has size "
@@ -76,10 +105,22 @@ def to_datatree(
     tree = arviz_base.from_dict(
         {g: dict(a) for g, a in everything.items() if a},
         dims={name: list(d) for name, d in names.items()},
-        coords={dim: list(labels) for dim, labels in (coords or {}).items()},
+        coords={dim: list(labels) for dim, labels in coords.items()},
     )
     tree.attrs.update({name: _attribute(name, value) for name, value in (attrs or {}).items()})
     return tree
+
+
+def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if (renamed := variable(name)) in found:
+            raise ValueError(
+                f"Two sites, one of them '{name}', would both be the variable '{renamed}': '/' is "
+                "written as '.'. Give one another name."
+            )
+        found[renamed] = value
+    return found
 
 
 def _check_draws(

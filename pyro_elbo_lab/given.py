@@ -54,12 +54,16 @@ class _Draws:
         self.device = device
 
     def __contains__(self, name: str) -> bool:
-        return name in self.sites
+        return self._key(name) in self.sites
 
     def __getitem__(self, name: str) -> Tensor:
-        values = self.sites[name]
+        values = self.sites[self._key(name)]
         tensor = values if isinstance(values, Tensor) else torch.as_tensor(np.array(values))
         return tensor.to(self.device, torch.float64)
+
+    def _key(self, name: str) -> str:
+        """A dict has the names of the sites, a DataTree those of its variables."""
+        return name if name in self.sites else name.replace("/", ".")
 
 
 def _value(name: str, draws: _Draws, guide: Program) -> Tensor:

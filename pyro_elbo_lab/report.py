@@ -1,11 +1,7 @@
 """A Comparison as a folder: one self-contained page, its figures, tables and draws."""
 
 import io
-import os
-import re
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +11,14 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from pyro_elbo_lab import _page, _sections
+from pyro_elbo_lab import _contents, _page, _sections
 from pyro_elbo_lab._illustrations import Illustration, draw
 from pyro_elbo_lab.comparison import Comparison
+from pyro_elbo_lab.files import is_temporary, remove
+from pyro_elbo_lab.folders import check_folder, filling, slug
+from pyro_elbo_lab.netcdf import write_netcdf
 from pyro_elbo_lab.plots_evidence import Sandwich
 
-_SUFFIXES = {".html", ".svg", ".png", ".nc", ".csv"}
 _DPI = 200
 
 
@@ -36,12 +34,12 @@ def write_report(
     """Write a comparison as a folder and return the path of its ``index.html``.
 
     The page needs no other file and no network. Beside it lie the figures (SVG, PNG), the tables
-    (CSV), the comparison and all draws (netCDF). Everything is written to a sibling folder first
+    (CSV), the comparison and all draws (netCDF). Everything is written to a folder of its own first
     and moved into place at the end, so that a failure leaves ``path`` as it was.
 
     Args:
         comparison: what to report.
-        path: folder to create. An earlier report in it is replaced.
+        path: folder to create. An earlier report in it is replaced; other files in it stay.
         losses: training losses by approximation, arrays of shape ``(num_steps,)``.
         evidence: bounds of log p(x) by approximation, as `EvidenceBounds`.
         calibration: a figure of simulation-based calibration, which gets a section of its own; it
@@ -50,7 +48,10 @@ def write_report(
             at the end of the page. ``info["model"]`` also goes into the title.
 
     Raises:
-        FileExistsError: if ``path`` holds anything that is not an earlier report.
+        FileExistsError: if ``path`` is a file, a folder without an earlier report that is not
+            empty, or one whose report has been changed since it was written.
+        OSError: if the report cannot be written, such as on a full disk.
+        ValueError: if ``path`` has a NUL character.
 
     >>> import tempfile
     >>> from pyro_elbo_lab.comparison import compare
@@ -65,10 +66,11 @@ def write_report(
     ['comparison.nc', 'reference.nc', 'too-narrow.nc']
     """
     check_destination(path)
-    with _replacing(Path(path).resolve()) as folder:
+    known = _contents.contents(Path(path))
+    with filling(path) as folder:
         comparison.save(folder)
-        for name, tree in _files(comparison).items():
-            tree.to_netcdf(folder / name, engine="h5netcdf")
+        for name, tree in _files(comparison, _foreign(Path(path))).items():
+            write_netcdf(tree, folder / name)
         drawn = draw(comparison, losses or {}, evidence or {}, calibration)
         illustrations = _write_figures(drawn, folder)
         if evidence:
@@ -77,62 +79,56 @@ def write_report(
         beside = sorted(file.name for file in folder.iterdir())
         parts = _sections.sections(comparison, illustrations, evidence or {}, info or {}, beside)
         html = _page.page(_sections.title(info or {}), _sections.lede(comparison), parts)
-        (folder / "index.html").write_text(html, encoding="utf-8")
+        (folder / "index.html").write_text(_contents.listed(html, folder), encoding="utf-8")
+        new = {file.name for file in folder.iterdir()}
+        _refuse(path, new & _foreign(Path(path)))
+        obsolete = _contents.unchanged(Path(path), known) - new
+    for name in obsolete:
+        remove(Path(path) / name)
     return Path(path) / "index.html"
 
 
 def check_destination(path: str | Path) -> None:
-    """Refuse a place for a report where something else would be lost.
+    """Refuse a place for a report where something else would be lost, or nothing be written.
 
     Raises:
-        FileExistsError: if ``path`` is a file, or a folder that holds more than an earlier report.
+        FileExistsError, OSError, ValueError: see `write_report`.
     """
-    folder = Path(path)
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file; name a folder for the report")
-    entries = sorted(folder.iterdir())
-    index = folder / "index.html"
-    ours = index.is_file() and _page.GENERATOR in index.read_text(encoding="utf-8", errors="ignore")
-    foreign = [file.name for file in entries if file.suffix not in _SUFFIXES or file.is_dir()]
-    if entries and (foreign or not ours):
-        example = foreign[0] if foreign else entries[0].name
+    check_folder(path)
+    known, foreign = _contents.contents(Path(path)), _foreign(Path(path))
+    if foreign and not known:
         raise FileExistsError(
-            f"{folder} holds more than an earlier report, such as {example}, which would be lost; "
-            "choose another folder, or remove this one"
+            f"{path} holds more than an earlier report, such as {min(foreign)}; choose another "
+            "folder"
+        )
+    _refuse(path, {name for name in foreign & known.keys() if not name.endswith(".nc")})
+
+
+def _refuse(path: str | Path, names: set[str]) -> None:
+    """Raise an error if there are files in the way."""
+    if names:
+        raise FileExistsError(
+            f"{path} has a file {min(names)} that is not of an earlier report, or was changed "
+            "since, and that a new report would replace; move it, or choose another folder"
         )
 
 
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """Give a fresh folder that takes the place of ``target`` if the block succeeds."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.with_name(f".{target.name}.new-{os.getpid()}")
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    fresh.mkdir()
-    try:
-        yield fresh
-        if target.exists():
-            target.rename(old)
-        fresh.rename(target)
-    except BaseException:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+def _foreign(folder: Path) -> set[str]:
+    """What is in a folder beside the files of an earlier report as they were written."""
+    ours = _contents.unchanged(folder, _contents.contents(folder))
+    found = folder.iterdir() if folder.is_dir() else ()
+    return {file.name for file in found if file.name not in ours and not is_temporary(file)}
 
 
-def _files(comparison: Comparison) -> dict[str, xr.DataTree]:
-    """The DataTrees by a file name that every file system takes, no two alike."""
+def _files(comparison: Comparison, foreign: set[str]) -> dict[str, xr.DataTree]:
+    """The DataTrees by a file name, no two alike, nor like those of others."""
     files = {"reference.nc": comparison.reference}
-    taken = {"reference", "comparison"}
+    taken = {"reference", "comparison", *(Path(name).stem.lower() for name in foreign)}
     for name, tree in comparison.approximations.items():
-        stem = slug = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.").lower() or "approximation"
+        stem = beginning = slug(name)
         number = 2
         while stem in taken:
-            stem, number = f"{slug}-{number}", number + 1
+            stem, number = f"{beginning}-{number}", number + 1
         taken.add(stem)
         files[f"{stem}.nc"] = tree
     return files
