@@ -16,6 +16,7 @@ MODULES = {path.stem: path for path in sorted((ROOT / "pyro_elbo_lab").glob("*.p
 
 # Each module may import those of the rows above its own.
 STORY = [
+    ["checks"],
     [
         "bounds",
         "paths",
@@ -26,10 +27,12 @@ STORY = [
         "noise",
         "guard",
         "datatree",
+        "files",
     ],
     ["simplify", "scans", "dispatch", "dims", "smoothness"],
-    ["replay"],
-    ["groups"],
+    ["inventory", "batches", "inputs", "fit_file"],
+    ["replay", "programs"],
+    ["groups", "learnt"],
     ["simulation"],
     ["enumeration", "products"],
     ["structure"],
@@ -48,6 +51,7 @@ STORY = [
     ["compiled", "training"],
     ["steps"],
     ["convert"],
+    ["result"],
     ["fit", "ground_truth", "linear_response", "signal_to_noise", "decomposition"],
     ["potential"],
     ["density"],
@@ -88,7 +92,7 @@ DEFERRED = {
     "calibration": {"calibration_plot"},
     "comparison": {"plots"},
     "evidence": {"evidence_plot"},
-    "fit": {"plots"},
+    "result": {"plots"},
 }
 RUN_MODELS_UNDER_POUTINE = {
     "structure",
@@ -100,8 +104,10 @@ RUN_MODELS_UNDER_POUTINE = {
     "evaluation",
     "compiled",
     "convert",
-    "fit",
+    "inputs",
+    "inventory",
     "potential",
+    "programs",
     "dims",
     "replay",
     "groups",
