@@ -25,6 +25,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from pyro_elbo_lab.bounds import log_mean_exp, mean
+from pyro_elbo_lab.checks import choice, integer
 from pyro_elbo_lab.dims import subsampled_plate
 from pyro_elbo_lab.objective import Draw, Objective
 from pyro_elbo_lab.particles import Factor, Particles, stacked_values
@@ -82,13 +83,13 @@ def AnnealedELBO(num_particles: int = 1, num_steps: int = 8, **keywords: Any) ->
         >>> -objective.loss(model, guide) > -1.9189 + 0.05
         True
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps!r}: expected at least 1")
-    outer = log_mean_exp if keywords.pop("outer", "mean") == "importance" else mean
+    integer("AnnealedELBO: num_steps", num_steps, least=1)
+    outer = keywords.pop("outer", "mean")
+    choice("AnnealedELBO: outer", outer, ("mean", "importance"))
     return Objective(
         f"AnnealedELBO({num_steps} steps)",
         mean,
-        outer=outer,
+        outer=log_mean_exp if outer == "importance" else mean,
         num_outer=num_particles,
         method=PATHWISE,
         source=partial(_paths, num_steps=num_steps),

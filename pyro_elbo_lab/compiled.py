@@ -22,7 +22,7 @@ from pyro_elbo_lab.environment import Snapshot, Watch, contents, watch
 from pyro_elbo_lab.evaluation import Evaluation, agree, evaluate, handler_around, kl_weight
 from pyro_elbo_lab.guard import CaptureError
 from pyro_elbo_lab.inductor import Runner, checked_runner, runner_of
-from pyro_elbo_lab.state import random_states_kept
+from pyro_elbo_lab.state import gradients_on, random_states_kept
 
 __all__ = ["CompiledELBO", "compiled"]
 
@@ -164,6 +164,9 @@ class CompiledELBO(ELBO):
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss; its gradients are added to the parameters' `.grad`."""
+        if not torch.is_grad_enabled():
+            with gradients_on():
+                return self.loss_and_grads(model, guide, *args, **kwargs)
         graph = self._ready(model, guide, args, kwargs)
         if graph is None:
             return self.objective.loss_and_grads(model, guide, *args, **kwargs)

@@ -4,6 +4,7 @@ Where the ELBO's guide may miss a part of the posterior at little cost, these lo
 are those of `Objective` and of `pyro.infer.ELBO`; illegal values raise a ValueError.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from pyro_elbo_lab.bounds import (
     self_normalized,
     tail_adaptive,
 )
+from pyro_elbo_lab.checks import integer, number
 from pyro_elbo_lab.given import guide_values
 from pyro_elbo_lab.gradients import Gradient
 from pyro_elbo_lab.objective import Draw, Objective
@@ -63,8 +65,8 @@ def ChiUpperBound(
         >>> ChiUpperBound(10000, vectorize_particles=True).loss(narrow, guide=wide) > 0  # log p(x)
         True
     """
-    if n <= 1:
-        raise ValueError(f"n={n!r}: expected n > 1 (at n = 1 the bound is log p(x) for any guide)")
+    expected = "a number above 1 (at n = 1 the bound is log p(x) for any guide)"
+    number("ChiUpperBound: n", n, expected, above=1)
     return Objective(
         f"ChiUpperBound({n})",
         chi(n),
@@ -122,8 +124,9 @@ def ReweightedWakeSleep(
     """
     if num_particles != 1 or insomnia != 0:
         _at_least_two("ReweightedWakeSleep", num_particles)
-    if not 0 <= insomnia <= 1:
-        raise ValueError(f"insomnia={insomnia!r}: expected the share of the wake phase, in [0, 1]")
+    expected = "the share of the wake phase, 0 to 1"
+    number("ReweightedWakeSleep: insomnia", insomnia, expected, least=0, most=1)
+    integer("ReweightedWakeSleep: num_dreams", num_dreams, least=1)
     return Objective(
         "ReweightedWakeSleep",
         log_mean_exp,
@@ -186,6 +189,11 @@ def ForwardKL(
     if reference is not None:
         if gradient != "auto":
             raise ValueError(f"gradient={gradient!r}: draws of a reference leave no choice")
+        if not isinstance(reference, Mapping) and not hasattr(reference, "children"):
+            raise TypeError(
+                "ForwardKL: reference must be draws by site, or a DataTree with a posterior, got a "
+                f"{type(reference).__name__}"
+            )
         return _from_reference(num_particles, reference, keywords)
     _at_least_two("ForwardKL", num_particles)
     return Objective(
@@ -245,8 +253,8 @@ def TailAdaptive(num_particles: int, beta: float = -1.0, **keywords: Any) -> Obj
         TailAdaptive(-1.0)(K=32, M=1, gradient='auto', ...)
     """
     _at_least_two("TailAdaptive", num_particles)
-    if beta > 0:
-        raise ValueError(f"beta={beta!r}: expected at most 0, larger weights must count more")
+    expected = "a number of at most 0, as larger weights must count more"
+    number("TailAdaptive: beta", beta, expected, most=0)
     name = f"TailAdaptive({beta})"
     return Objective(
         name,
@@ -259,5 +267,6 @@ def TailAdaptive(num_particles: int, beta: float = -1.0, **keywords: Any) -> Obj
 
 
 def _at_least_two(name: str, num_particles: int) -> None:
+    integer(f"{name}: num_particles", num_particles, least=1)
     if num_particles < 2:
         raise ValueError(f"{name} compares particles and needs at least 2, got {num_particles}")

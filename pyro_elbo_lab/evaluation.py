@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from pyro_elbo_lab.capture import Graph, capture, unvalidated
 from pyro_elbo_lab.environment import Watch, watch
 from pyro_elbo_lab.guard import CaptureError, guarded
-from pyro_elbo_lab.state import foreign_random_states, random_states_kept
+from pyro_elbo_lab.state import foreign_random_states, gradients_on, random_states_kept
 
 __all__ = ["Evaluation", "agree", "evaluate"]
 
@@ -107,7 +107,7 @@ def evaluate(
     handler = handler_around()
     if handler:
         raise CaptureError(f"a handler around the call, {handler}, may change what it does")
-    with random_states_kept(), _store_kept():
+    with random_states_kept(), _store_kept(), gradients_on():
         return _evaluate(objective, model, guide, args, dict(kwargs))
 
 

@@ -1,6 +1,5 @@
 """The training loop: one SVI fit and what it leaves behind."""
 
-import itertools
 import math
 import signal
 import threading
@@ -8,158 +7,47 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyro
-import torch
-from matplotlib.axes import Axes
-from pyro import poutine
 from pyro.infer import ELBO
-from pyro.nn import PyroModule
 from pyro.optim import ClippedAdam, PyroOptim
 from torch import Tensor
 from tqdm import tqdm
-from xarray import Dataset, DataTree
 
-from pyro_elbo_lab.convert import from_guide
-from pyro_elbo_lab.evaluation import parameters
-from pyro_elbo_lab.state import forget_namesakes, random_states_kept, seeded
+from pyro_elbo_lab.batches import Batches, UsedUpError, usable
+from pyro_elbo_lab.inputs import (
+    blaming_data,
+    check_call,
+    check_objective,
+    check_program,
+    check_settings,
+    check_sites,
+    warn_of_mixed_dtypes,
+)
+from pyro_elbo_lab.inventory import Inventory, inventory
+from pyro_elbo_lab.learnt import Learnt
+from pyro_elbo_lab.programs import Programs, run_both, set_up, training_programs
+from pyro_elbo_lab.result import Fit
+from pyro_elbo_lab.state import (
+    forget_namesakes,
+    gradients_on,
+    local_parameters_marked,
+    module_of,
+    named_parameters,
+    random_states_kept,
+    seeded,
+    store_holding,
+    store_state,
+)
 from pyro_elbo_lab.steps import Compile, Steps, Task, steps_of
 
 __all__ = ["Fit", "default_optimizer", "fit"]
 
 Program = Callable[..., Any]
 Callback = Callable[[int, float], bool | None]
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A finished fit.
-
-    Attributes:
-        losses: the objective's loss at every step, in nats, shape (num_steps,).
-        seconds: wall time of the training, compiling included.
-        num_steps: the steps taken: fewer than asked for if the fit was interrupted.
-        guide: the guide, whose parameters are now the fitted ones.
-        objective: the objective that was minimised.
-        compile_seconds: what of the wall time it took to capture and compile the step.
-        compilation: how steps were taken, and why.
-        parameters: the fitted unconstrained parameters of model and guide, by name.
-        averaged: their averages over the last steps, if these were asked for.
-    """
-
-    losses: np.ndarray
-    seconds: float
-    num_steps: int
-    guide: Program
-    objective: ELBO
-    compile_seconds: float = 0.0
-    compilation: str = "eager"
-    parameters: Mapping[str, Tensor] = field(default_factory=dict)
-    averaged: Mapping[str, Tensor] = field(default_factory=dict)
-    _model: Program | None = field(default=None, repr=False)
-    _args: tuple = field(default=(), repr=False)
-    _kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-    def posterior(self, num_samples: int = 1000, seed: int = 0) -> DataTree:
-        """Draws from the guide, scored by guide and model: see `from_guide`.
-
-        The tree also has what `compare` says about the training: a group `training` with `loss`
-        over the steps, and the attributes `seconds` and `gradient_evaluations`, of single
-        particles.
-
-        Args:
-            num_samples: how many.
-            seed: of the draws.
-
-        Raises:
-            ValueError: the fit was loaded without a model.
-        """
-        if self._model is None:
-            raise ValueError("This fit was loaded without a model: call from_guide yourself.")
-        self.restore()
-        with seeded(seed):
-            tree = from_guide(
-                self.guide, self._model, *self._args, num_samples=num_samples, **self._kwargs
-            )
-        tree["training"] = DataTree(Dataset({"loss": ("step", self.losses)}))
-        particles = int(getattr(self.objective, "num_particles", 1))
-        tree.attrs |= {
-            "seconds": float(self.seconds),
-            "gradient_evaluations": self.num_steps * particles,
-        }
-        return tree
-
-    def restore(self, averaged: bool = False) -> None:
-        """Give the parameters the values that this fit ended with, or their averages.
-
-        Args:
-            averaged: whether to take the averages.
-
-        Raises:
-            ValueError: there are no averages, or a parameter that has another shape or is missing.
-        """
-        if averaged and not self.averaged:
-            raise ValueError("No averages were kept: call fit(..., average=0.5), for example.")
-        _assign({**self.parameters, **self.averaged} if averaged else self.parameters)
-
-    def plot_loss(self, ax: Axes | None = None) -> Axes:
-        """Draw the losses over the steps, and their running median.
-
-        Args:
-            ax: where to draw, by default on new axes.
-        """
-        from pyro_elbo_lab.plots import plot_loss
-
-        return plot_loss(self.losses, ax)
-
-    def save(self, path: str | Path) -> None:
-        """Write everything but the programs to a file, which `load` reads.
-
-        Args:
-            path: of the file.
-        """
-        names = ("num_steps", "seconds", "compile_seconds", "compilation")
-        content = {name: getattr(self, name) for name in names}
-        content["losses"] = torch.from_numpy(self.losses)
-        content["parameters"] = dict(self.parameters)
-        content["averaged"] = dict(self.averaged)
-        torch.save(content, path)
-
-    @staticmethod
-    def load(
-        path: str | Path,
-        model: Program,
-        guide: Program,
-        *args: Any,
-        objective: ELBO,
-        **kwargs: Any,
-    ) -> "Fit":
-        """Read a fit, and give the parameters of model and guide its values.
-
-        Args:
-            path: of the file.
-            model: the model that was fitted.
-            guide: a guide of the same kind as the fitted one.
-            args: positional arguments of both.
-            objective: the objective that was minimised.
-            kwargs: keyword arguments of both.
-
-        Raises:
-            ValueError: a parameter has another shape, or is missing.
-        """
-        content = torch.load(path, weights_only=True)
-        content["losses"] = content["losses"].numpy()
-        _start_afresh(guide, args, kwargs)
-        _parameters(objective, model, guide, args, kwargs)
-        result = Fit(
-            guide=guide, objective=objective, _model=model, _args=args, _kwargs=kwargs, **content
-        )
-        result.restore()
-        return result
 
 
 def fit(
@@ -187,12 +75,13 @@ def fit(
     Adam, AdamW, SGD and ClippedAdam of `pyro.optim` are compiled, also under a learning rate
     schedule of `pyro.optim`; with others the loss alone is.
 
-    A guide that is a `PyroModule`, as every autoguide is, starts from its own values: parameters
-    that another guide of the same name left in the param store are dropped from the store, which
-    takes nothing from that other guide. Everything else stays as it is and continues from where it
-    is, as in SVI: `pyro.param` statements of a function, the parameters of the model, and what an
-    optimizer has learnt in an earlier fit. Call `pyro.clear_param_store()` beforehand to start
-    these afresh. The random state is the caller's again afterwards.
+    Modules start from their own values, be they the guide, as every autoguide is, the model, or
+    given to `pyro.module`: parameters that another module of the same name left in the param store
+    are dropped from the store, which takes nothing from that other module. Everything else stays as
+    it is and continues from where it is, as in SVI: `pyro.param` statements of a function, and what
+    an optimizer has learnt in an earlier fit. Call `pyro.clear_param_store()` beforehand to start
+    these afresh. The random state is the caller's again afterwards. Gradients are recorded also
+    within `torch.no_grad()` and `torch.inference_mode()`.
 
     Args:
         model: a Pyro model.
@@ -204,11 +93,12 @@ def fit(
         num_steps: the number of gradient steps, at least 1.
         compile: True, False, or "auto": compile if the fit is long enough to pay it back.
         batches: positional arguments step by step in place of `args`: tensors or tuples, such as a
-            `DataLoader` yields. It is gone through again and again.
+            `DataLoader` yields. It is gone through again and again; when a generator, which can be
+            gone through only once, is used up, the fit ends there with a warning.
         callbacks: called after every step with the number of steps so far and the loss; parameters
             are up to date then. The fit ends when one returns True.
         average: the share of the steps, from the end, over which parameters are averaged.
-        seed: of everything random in the fit.
+        seed: of everything random in the fit, the order of a `DataLoader` included.
         progress: whether to show a progress bar.
         kwargs: keyword arguments of model and guide.
 
@@ -216,13 +106,17 @@ def fit(
         The losses and the fitted guide. Ctrl-C ends the fit early and returns the steps so far.
 
     Raises:
-        ValueError: `num_steps` is below 1, `average` not in 0 to 1, `batches` are empty or given
-            beside `args`.
+        TypeError: an argument of another kind; arguments that model or guide do not take; complex
+            data.
+        ValueError: an argument out of its range; `batches` that are empty or given beside `args`;
+            no data, or NaN among them; a guide without sites; two modules with parameters of one
+            name. Like a TypeError it comes before the first step, and the param store is as before.
         FloatingPointError: the loss became NaN; the message names the step. Parameters are those
-            before this step.
+            before this step. Or a parameter is NaN after the last step.
 
     Warns:
-        UserWarning: the model mixes floating-point types, or cannot be compiled.
+        UserWarning: the model mixes floating-point types, or cannot be compiled; `batches` were
+            used up before the last step.
 
     Example:
         >>> import pyro.distributions as dist
@@ -236,23 +130,28 @@ def fit(
         >>> result.losses.shape, f"{guide.median()['z']:.1f}"
         ((500,), '1.5')
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
-    if not 0 <= average <= 1:
-        raise ValueError(f"average must be a share of the steps, from 0 to 1, got {average}.")
-    first, forever = _arguments(args, batches)
-    optimizer = optimizer or default_optimizer(num_steps)
+    check_settings(optimizer, num_steps, compile, callbacks, average, seed, progress)
+    check_objective(objective)
+    check_program("model", model)
+    check_program("guide", guide)
+    optimizer = default_optimizer(num_steps) if optimizer is None else optimizer
     average_from = num_steps - max(1, round(average * num_steps)) if average else None
-    task = Task(
-        model, guide, objective, optimizer, forever, first, kwargs, batches is not None,
-        average_from, num_steps, bool(callbacks),
-    )  # fmt: skip
     started = time.perf_counter()
-    with seeded(seed):
-        _start_afresh(guide, first, kwargs)
-        warn_of_mixed_dtypes(model, first, kwargs)
+    with gradients_on(), seeded(seed):
+        stream = Batches(args, batches)
+        first, kwargs = stream.first, usable(kwargs)
+        _prepare(model, guide, first, kwargs)
+        task = Task(
+            model, guide, objective, optimizer, stream, first, kwargs, stream.varying, average_from,
+            num_steps, bool(callbacks),
+        )  # fmt: skip
+        known = set(optimizer.optim_objs)
         steps = steps_of(task, compile)
-        losses = _train(task, steps, callbacks, progress)
+        losses = _train(task, stream, steps, callbacks, progress)
+        new = {leaf for leaf in optimizer.optim_objs if leaf not in known}
+        programs = training_programs(objective, model, guide, first, kwargs)
+        learnt = Learnt.of(programs, _named(new, model, guide))
+    _refuse_nan_parameters(learnt)
     return Fit(
         losses=np.array(losses),
         seconds=time.perf_counter() - started,
@@ -261,15 +160,69 @@ def fit(
         objective=objective,
         compile_seconds=steps.seconds,
         compilation=steps.note,
-        parameters=_parameters(objective, model, guide, first, kwargs),
         averaged={name: value.clone() for name, value in steps.averages().items()},
+        _learnt=learnt,
         _model=model,
         _args=first,
         _kwargs=kwargs,
     )
 
 
-def _train(task: Task, steps: Steps, callbacks: Sequence[Callback], progress: bool) -> list[float]:
+def _prepare(model: Program, guide: Program, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    """Check a first run of model and guide, and let modules start from their own values."""
+    arguments = check_call("model", model, args, kwargs)
+    check_call("guide", guide, args, kwargs)
+    traces: list[Any] = []
+    programs = Programs(model, guide, lambda: traces.append(run_both(model, guide, args, kwargs)))
+    with blaming_data(arguments):
+        set_up(guide, args, kwargs)
+        with random_states_kept(), store_holding(*store_state()):
+            found, strangers = _first_run(programs)
+    check_sites(*traces[-1], arguments, list(found.leaves.values()))
+    warn_of_mixed_dtypes(traces[-1][0])
+    _forget(programs, strangers)
+    local_parameters_marked(model, guide)
+
+
+def _first_run(programs: Programs) -> tuple[Inventory, list[str]]:
+    """What model and guide have, and what others of the same names have left in the store."""
+    _forget(programs, ())
+    found = inventory(programs.run)
+    if not found.strangers:
+        return found, []
+    found = inventory(programs.run)  # by now pyro.module may have handed over the store's own
+    strangers = list(found.strangers)
+    _forget(programs, strangers)
+    found = inventory(programs.run)
+    if found.strangers:
+        raise ValueError(
+            f"Two modules of model and guide have a parameter '{min(found.strangers)}'. The param "
+            "store takes one of each name, and the other would not be trained: give the modules "
+            "different names, as in PyroModule(name='guide') or pyro.module('guide', ...)."
+        )
+    return found, strangers
+
+
+def _forget(programs: Programs, names: Iterable[str]) -> None:
+    forget_namesakes(module_of(programs.guide))
+    forget_namesakes(module_of(programs.model))
+    for name in names:
+        if name in pyro.get_param_store():
+            del pyro.get_param_store()[name]
+
+
+def _named(leaves: set[Tensor], *programs: Program) -> dict[str, Tensor]:
+    """Parameters by their names in modules or in the param store."""
+    names = dict(pyro.get_param_store().named_parameters())
+    for program in programs:
+        names |= named_parameters(module_of(program))
+    known = {id(leaf): name for name, leaf in reversed(names.items())}
+    return {known[id(leaf)]: leaf for leaf in leaves if id(leaf) in known}
+
+
+def _train(
+    task: Task, stream: Batches, steps: Steps, callbacks: Sequence[Callback], progress: bool
+) -> list[float]:
     losses: list[float] = []
     with tqdm(total=task.num_steps, desc="SVI", disable=not progress) as bar, _stoppable() as stop:
         if progress and steps.seconds:
@@ -287,10 +240,17 @@ def _train(task: Task, steps: Steps, callbacks: Sequence[Callback], progress: bo
                     break
         except KeyboardInterrupt:
             pass
+        except UsedUpError:
+            warnings.warn(
+                f"batches were used up after {len(losses)} of {task.num_steps} steps, and the fit "
+                "ends there: a generator can be gone through only once. Pass a list, a DataLoader "
+                "or a generator without end.",
+                skip_file_prefixes=(str(Path(__file__).parent),),
+            )
         finally:
             steps.settle()
         if losses and math.isnan(losses[-1]):
-            _refuse_nan(task, losses)
+            _refuse_nan(task, stream.latest, losses)
         if progress and len(losses) < task.num_steps and not callbacks:
             bar.write(f"Interrupted after {len(losses)} of {task.num_steps} steps.")
     return losses
@@ -311,78 +271,6 @@ def default_optimizer(num_steps: int) -> ClippedAdam:
         0.05
     """
     return ClippedAdam({"lr": 0.05, "lrd": 0.01 ** (1 / num_steps), "clip_norm": math.inf})
-
-
-def warn_of_mixed_dtypes(model: Program, args: tuple, kwargs: Mapping[str, Any]) -> None:
-    """Warn, naming a site of each, when a model's sites have more than one floating-point type."""
-    with torch.no_grad(), poutine.block():
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
-    examples: dict[torch.dtype, str] = {}
-    for name, site in trace.nodes.items():
-        value = site["value"] if site["type"] == "sample" else None
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
-            examples.setdefault(value.dtype, name)
-    if len(examples) > 1:
-        found = ", ".join(f"'{name}' is {dtype}" for dtype, name in examples.items())
-        warnings.warn(
-            f"The model mixes floating-point types: {found}. Python floats as arguments of a "
-            "distribution give samples of torch's default dtype; build them from the data's dtype "
-            "instead, as in dist.Normal(y.new_zeros(()), 1).",
-            stacklevel=3,
-        )
-
-
-def _start_afresh(guide: Program, args: tuple, kwargs: Mapping[str, Any]) -> None:
-    """Let a guide module create its parameters out of sight of the param store's old ones."""
-    if isinstance(guide, PyroModule):
-        with torch.no_grad(), poutine.block(), pyro.get_param_store().scope():
-            guide(*args, **kwargs)
-        forget_namesakes(guide)
-
-
-def _arguments(args: tuple, batches: Iterable[Any] | None) -> tuple[tuple, Iterator[tuple]]:
-    """The first step's positional arguments, and those of all steps."""
-    if batches is None:
-        return args, itertools.repeat(args)
-    if args:
-        raise ValueError("Positional arguments come from args or from batches, not from both.")
-    forever = _forever(batches)
-    first = next(forever, None)
-    if first is None:
-        raise ValueError("batches is empty.")
-    return first, itertools.chain([first], forever)
-
-
-def _forever(batches: Iterable[Any]) -> Iterator[tuple]:
-    while True:
-        batch = None
-        for batch in batches:
-            yield tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-        if batch is None:
-            return
-
-
-def _parameters(
-    objective: ELBO, model: Program, guide: Program, args: tuple, kwargs: Mapping[str, Any]
-) -> dict[str, Tensor]:
-    with random_states_kept():
-        names, leaves = parameters(objective, model, guide, args, dict(kwargs))
-    return {name: leaf.detach().clone() for name, leaf in zip(names, leaves, strict=True)}
-
-
-def _assign(values: Mapping[str, Tensor]) -> None:
-    store = pyro.get_param_store()
-    for name, value in values.items():
-        if name not in store:
-            raise ValueError(f"There is no parameter '{name}' to give the fitted value to.")
-        leaf = store[name].unconstrained()
-        if leaf.shape != value.shape:
-            raise ValueError(
-                f"Parameter '{name}' has the unconstrained shape {tuple(leaf.shape)}, the fit one "
-                f"of {tuple(value.shape)}."
-            )
-        with torch.no_grad():
-            leaf.copy_(value)
 
 
 @contextmanager
@@ -406,11 +294,11 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _refuse_nan(task: Task, losses: Sequence[float]) -> None:
+def _refuse_nan(task: Task, batch: tuple, losses: Sequence[float]) -> None:
     before = f"it was {losses[-2]:.6g} before" if len(losses) > 1 else "there is no step before"
     found = ""
     try:
-        task.objective.loss(task.model, task.guide, *task.first, **task.kwargs)
+        task.objective.loss(task.model, task.guide, *batch, **task.kwargs)
     except (ValueError, RuntimeError) as error:  # names the site, or the matrix
         found = f" {error}"
     raise FloatingPointError(
@@ -418,3 +306,14 @@ def _refuse_nan(task: Task, losses: Sequence[float]) -> None:
         "a log-density that is not finite at the guide's draws "
         f"(pyro.enable_validation(True) names the site); otherwise lower the learning rate.{found}"
     )
+
+
+def _refuse_nan_parameters(learnt: Learnt) -> None:
+    for name, value in learnt.parameters.items():
+        if learnt.leaves[name].requires_grad and value.isnan().any():
+            raise FloatingPointError(
+                f"The last step made {int(value.isnan().sum())} of the {value.numel()} elements of "
+                f"parameter '{name}' NaN, while the loss before it was finite: its gradient is not "
+                "finite. Look for a log-density without a slope at the guide's draws, such as a "
+                "square root at 0; otherwise lower the learning rate."
+            )

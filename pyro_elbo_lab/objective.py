@@ -17,13 +17,16 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_elbo_lab import quasirandom
+from pyro_elbo_lab.annealing import checked_weight
 from pyro_elbo_lab.bounds import Bound, mean
+from pyro_elbo_lab.checks import check_nesting, integer
 from pyro_elbo_lab.explanation import Explanation, Row
 from pyro_elbo_lab.gradients import UNBIASED, Choice, Gradient, Method
 from pyro_elbo_lab.layout import Layout, joint, lay_out, linear
 from pyro_elbo_lab.particles import Expectation, Particles, find_nan
 from pyro_elbo_lab.quasirandom import SAMPLERS, Sampler
 from pyro_elbo_lab.sampling import StructureChangedError, draw, is_vectorizable, touching_cells
+from pyro_elbo_lab.state import gradients_on
 from pyro_elbo_lab.structure import FactorKey, Program, Site, Structure, analyse, aside
 from pyro_elbo_lab.target import Target, value
 
@@ -140,11 +143,8 @@ class Objective(ELBO):
         **pyro_keywords: Any,
     ) -> None:
         for number in (num_inner, num_outer):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ValueError(
-                    f"{name}: a number of particles must be at least 1 and an integer, "
-                    f"got {number!r}"
-                )
+            integer(f"{name}: a number of particles", number, least=1)
+        check_nesting(name, pyro_keywords)
         if gradient not in method.gradients:
             raise ValueError(
                 f"{name}: gradient={gradient!r} is unknown; choose one of {method.gradients}"
@@ -169,7 +169,7 @@ class Objective(ELBO):
         self.method = method
         self.weights = weights
         self.local_plates = local_plates
-        self.kl_weight = kl_weight
+        self.kl_weight = checked_weight(name, kl_weight)
         self.num_gradients = 0
         self.source = source
         self.own_term = own_term
@@ -219,8 +219,11 @@ class Objective(ELBO):
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss; its gradients are added to the parameters' `.grad`.
 
-        Takes, returns and raises what `loss` does.
+        Takes, returns and raises what `loss` does. Within `torch.no_grad()` too.
         """
+        if not torch.is_grad_enabled():
+            with gradients_on():
+                return self.loss_and_grads(model, guide, *args, **kwargs)
         particles, plan = self._evaluate(model, guide, args, kwargs)
         loss = self._loss(particles)
         surrogate = self._surrogate(particles, plan, model, guide, args, kwargs)

@@ -18,6 +18,7 @@ from pyro_elbo_lab.bounds import (
     thermodynamic_potential,
     uniform_schedule,
 )
+from pyro_elbo_lab.checks import integer, number
 from pyro_elbo_lab.gradients import UNBIASED, Gradient
 from pyro_elbo_lab.objective import LocalPlates, Objective
 from pyro_elbo_lab.wake import PARTIAL, guide_only
@@ -151,8 +152,7 @@ def CombinedImportanceWeighted(
         >>> CombinedImportanceWeighted(beta=0.05, num_particles=64)
         CombinedImportanceWeighted(0.05)(K=64, M=1, gradient='auto', ...)
     """
-    if not 0 <= beta <= 1:
-        raise ValueError(f"beta={beta!r}: expected the share of the ELBO, between 0 and 1")
+    number("CombinedImportanceWeighted: beta", beta, "a share of the ELBO, 0 to 1", least=0, most=1)
     bound = combined(beta)
     name = f"CombinedImportanceWeighted({beta})"
     return Objective(name, bound, num_inner=num_particles, gradient=gradient, **keywords)
@@ -230,6 +230,7 @@ def RenyiELBO(
         -0.023
         -0.042
     """
+    number("RenyiELBO: alpha", alpha, "a finite number")
     if alpha < 0:
         raise ValueError(
             f"alpha={alpha!r}: the bound is an upper one for alpha < 0, which is minimised. "
@@ -290,6 +291,10 @@ def ThermodynamicELBO(
     """
     if side not in ("left", "right"):
         raise ValueError(f"side={side!r} is unknown; choose 'left' or 'right'")
+    if not isinstance(schedule, tuple | list):
+        raise ValueError(
+            f"ThermodynamicELBO: schedule must be a tuple of numbers, got {schedule!r}."
+        )
     upper = side == "right"
     return Objective(
         f"ThermodynamicELBO({side})",
@@ -334,7 +339,9 @@ def JackknifeELBO(
         >>> JackknifeELBO(8, **mean_of_many).loss(wide, narrow)  # log p(x) = 0
         0.010
     """
-    if not 1 <= order < num_particles:
+    integer("JackknifeELBO: num_particles", num_particles, least=1)
+    integer("JackknifeELBO: order", order, least=1)
+    if order >= num_particles:
         raise ValueError(f"order={order!r}: expected 1 <= order < num_particles={num_particles!r}")
     name = f"JackknifeELBO({order})"
     return Objective(name, jackknife(order), num_inner=num_particles, gradient=gradient, **keywords)

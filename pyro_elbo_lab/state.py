@@ -1,7 +1,10 @@
 """What Pyro, PyTorch, numpy and Python keep for the whole process: random states, parameters."""
 
+import functools
+import inspect
 import random
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,8 +13,21 @@ import pyro
 import torch
 from pyro.nn import PyroModule
 from pyro.params.param_store import normalize_param_name
+from torch import Tensor, nn
 
-__all__ = ["foreign_random_states", "forget_namesakes", "random_states_kept", "seeded"]
+__all__ = [
+    "foreign_random_states",
+    "forget_namesakes",
+    "gradients_on",
+    "local_parameters_marked",
+    "module_of",
+    "named_parameters",
+    "random_states_kept",
+    "seeded",
+    "set_store",
+    "store_holding",
+    "store_state",
+]
 
 
 @contextmanager
@@ -48,6 +64,105 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def gradients_on() -> Iterator[None]:
+    """Inside the block operations are recorded for gradients, whatever is around it.
+
+    Example:
+        >>> with torch.no_grad(), gradients_on():
+        ...     print(torch.is_grad_enabled())
+        True
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
+def store_holding(params: Mapping[str, Tensor], constraints: Mapping[str, Any]) -> Iterator[None]:
+    """Inside the block the param store has these entries alone; afterwards it is as it was.
+
+    Args:
+        params: unconstrained values by name, which are not copied.
+        constraints: by the same names.
+
+    Example:
+        >>> _ = pyro.param("mine", torch.zeros(()))
+        >>> with store_holding({}, {}):
+        ...     list(pyro.get_param_store())
+        []
+        >>> list(pyro.get_param_store())
+        ['mine']
+    """
+    before = store_state()
+    try:
+        set_store(params, constraints)
+        yield
+    finally:
+        set_store(*before)
+
+
+def store_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The unconstrained parameters in the param store, and their constraints, by name."""
+    store = pyro.get_param_store()
+    marked = [leaf for _, leaf in store.named_parameters() if hasattr(leaf, "unconstrained")]
+    state = store.get_state()
+    _mark(marked)  # Pyro has taken the marks away, to pickle
+    return state["params"], state["constraints"]
+
+
+def set_store(params: Mapping[str, Tensor], constraints: Mapping[str, Any]) -> None:
+    """Replace everything in the param store; tensors are not copied."""
+    store = pyro.get_param_store()
+    store.clear()
+    store.set_state({"params": dict(params), "constraints": dict(constraints)})
+
+
+def _mark(leaves: Any) -> None:
+    """Tell Pyro that real parameters are their own unconstrained values."""
+    for leaf in leaves:
+        leaf.unconstrained = weakref.ref(leaf)
+
+
+def module_of(program: Any) -> nn.Module | None:
+    """The module that a program is, or whose method it is; None if there is none.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> module_of(net.forward) is module_of(net) is net
+        True
+    """
+    if isinstance(program, nn.Module):
+        return program
+    if isinstance(program, functools.partial):  # as Pyro's handlers make of programs
+        return module_of(program.func)
+    if inspect.ismethod(program):
+        return module_of(program.__self__)
+    return None
+
+
+def named_parameters(module: nn.Module | None) -> dict[str, nn.Parameter]:
+    """The unconstrained parameters of a `PyroModule` by the names that Pyro gives them, but with
+    dots before the names of plain PyTorch modules' parameters; empty for anything else."""
+    if not isinstance(module, PyroModule):
+        return {}
+    return {
+        f"{module._pyro_name}.{name}".removeprefix(".").removesuffix("_unconstrained"): parameter
+        for name, parameter in module.named_parameters()
+    }
+
+
+def local_parameters_marked(*programs: Callable[..., Any]) -> None:
+    """Let SVI find plain parameters of modules where Pyro keeps them out of the param store.
+
+    Under `pyro.settings.set(module_local_params=True)` Pyro forgets to say of an `nn.Parameter`
+    what its unconstrained value is: itself.
+    """
+    if pyro.settings.get("module_local_params"):
+        for program in programs:
+            module = module_of(program)
+            _mark(module.parameters() if module is not None else ())
+
+
 def forget_namesakes(module: Any) -> None:
     """Drop entries of the param store that bear the names of a module's parameters but are not
     these parameters.
@@ -80,10 +195,7 @@ def forget_namesakes(module: Any) -> None:
     if not isinstance(module, PyroModule):
         return
     store = pyro.get_param_store()
-    own = {
-        f"{module._pyro_name}.{name}".removeprefix(".").removesuffix("_unconstrained"): parameter
-        for name, parameter in module.named_parameters()
-    }
+    own = named_parameters(module)
     for name, parameter in list(store.named_parameters()):
         if own.get(normalize_param_name(name), parameter) is not parameter:
             del store[name]

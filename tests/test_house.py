@@ -16,6 +16,7 @@ MODULES = {path.stem: path for path in sorted((ROOT / "pyro_elbo_lab").glob("*.p
 
 # Each module may import those of the rows above its own.
 STORY = [
+    ["checks"],
     [
         "bounds",
         "paths",
@@ -30,8 +31,9 @@ STORY = [
         "files",
     ],
     ["simplify", "scans", "dispatch", "dims", "smoothness", "netcdf", "folders"],
-    ["replay"],
-    ["groups"],
+    ["inventory", "batches", "inputs", "fit_file"],
+    ["replay", "programs"],
+    ["groups", "learnt"],
     ["simulation"],
     ["enumeration", "products"],
     ["structure"],
@@ -50,6 +52,7 @@ STORY = [
     ["compiled", "training"],
     ["steps"],
     ["convert"],
+    ["result"],
     ["fit", "ground_truth", "linear_response", "signal_to_noise", "decomposition"],
     ["potential"],
     ["density"],
@@ -91,7 +94,7 @@ DEFERRED = {
     "calibration": {"calibration_plot"},
     "comparison": {"plots"},
     "evidence": {"evidence_plot"},
-    "fit": {"plots"},
+    "result": {"plots"},
 }
 RUN_MODELS_UNDER_POUTINE = {
     "structure",
@@ -103,8 +106,10 @@ RUN_MODELS_UNDER_POUTINE = {
     "evaluation",
     "compiled",
     "convert",
-    "fit",
+    "inputs",
+    "inventory",
     "potential",
+    "programs",
     "dims",
     "replay",
     "groups",

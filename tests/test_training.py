@@ -126,9 +126,9 @@ def test_a_seed_fixes_the_losses() -> None:
 def test_a_second_fit_goes_on() -> None:
     """Parameters, optimiser state and the schedule of the KL weight are those of one long fit."""
     keywords: dict[str, Any] = same_stream(seed=1)
-    objective = StandardELBO(kl_weight=cyclical_annealing(10, 3))
+    objective = StandardELBO(kl_weight=cyclical_annealing(10, 0.3))
     whole = train(num_steps=30, objective=objective, optimizer=OPTIMIZERS["schedule"](), **keywords)
-    objective = StandardELBO(kl_weight=cyclical_annealing(10, 3))
+    objective = StandardELBO(kl_weight=cyclical_annealing(10, 0.3))
     optimizer = OPTIMIZERS["schedule"]()
     train(num_steps=30, compile=False, objective=objective, optimizer=optimizer, **keywords)
     ends = dict(pyro.get_param_store().items())
@@ -154,7 +154,7 @@ def test_a_second_fit_goes_on() -> None:
 
 def test_annealed_weights_reach_the_graph() -> None:
     def objective() -> Any:
-        return ImportanceWeightedELBO(3, kl_weight=cyclical_annealing(10, 2))
+        return ImportanceWeightedELBO(3, kl_weight=cyclical_annealing(10, 0.2))
 
     found = train(num_steps=25, objective=objective(), **same_stream())
     expected = train(False, num_steps=25, objective=objective(), **same_stream())
