@@ -65,7 +65,7 @@ STORY = [
     ["comparison"],
     ["_sandwich"],
     ["evidence"],
-    ["_ranks"],
+    ["_ranks", "_orphans"],
     ["_simulations"],
     ["calibration"],
     ["_style"],
