@@ -1,10 +1,11 @@
 """Many simulated data sets, each fitted on its own, side by side through joblib."""
 
+import os
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import joblib
@@ -18,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 from xarray import DataTree
 
+from pyro_elbo_lab._orphans import end_with
 from pyro_elbo_lab._ranks import ranks
 from pyro_elbo_lab.datatree import variable
 from pyro_elbo_lab.fit import Fit
@@ -49,12 +51,16 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What every simulation needs, the same in each process; hashable, as dask asks."""
+    """What every simulation needs, the same in each process; hashable, as dask asks.
+
+    ``owner`` is the process that asks for the simulations.
+    """
 
     simulator: Simulator
     fit_fn: Callable[..., Any]
     num_draws: int
     dtype: torch.dtype
+    owner: int = field(default_factory=os.getpid)
 
     def __call__(self, seed: int, seed_of_draws: int) -> Outcome:
         """Simulate, fit and rank, with random states and a param store of its own.
@@ -63,6 +69,7 @@ class Task:
             TypeError: if ``fit_fn`` returns something that holds no draws.
             ValueError: if its draws are too few, of the wrong shape, or of no known parameter.
         """
+        end_with(self.owner)
         store = pyro.get_param_store()
         with _ONE_AT_A_TIME, seeded(seed), store.scope(), _default_dtype(self.dtype):
             try:

@@ -115,6 +115,8 @@ def refuse(path: str | Path, error: OSError) -> NoReturn:
     OSError: [Errno 28] fit.pt cannot be written: No space left on device; free some space, or \
 choose a path on another disk
     """
+    while isinstance(error.__cause__, OSError):  # a file within a folder says it already
+        error = error.__cause__
     remedy = _REMEDIES.get(error.errno or 0, "choose another path")
     reason = error.strerror or str(error)
     text = f"{path} cannot be written: {reason}; {remedy}"

@@ -3,6 +3,10 @@
 import itertools
 import math
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,6 +206,54 @@ def test_processes_give_what_one_does() -> None:
         torch.set_default_dtype(torch.float32)
     xr.testing.assert_identical(alone.ranks, together.ranks)
     assert not run(posterior(), seed=1).ranks.equals(alone.ranks)
+
+
+WORKERS = """
+import os, sys, time, torch, pyro, pyro.distributions as dist
+from pyro_elbo_lab import sbc
+
+def model(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+def endless(model, x):
+    open(f"{sys.argv[1]}/{os.getpid()}", "w").close()
+    time.sleep(1000)
+
+sbc(model, endless, torch.tensor(1.0), num_simulations=20, n_jobs=2, progress=False)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_a_parent_that_is_killed(number: int, tmp_path: Path) -> None:
+    code = WORKERS.replace("sys.argv[1]", repr(str(tmp_path)))
+    script = tmp_path.with_suffix(".py")
+    script.write_text(code)
+    parent = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
+    workers = until(lambda: [int(path.name) for path in tmp_path.iterdir()])
+    parent.send_signal(number)
+    assert parent.wait(60) == -number
+    assert until(lambda: not any(map(is_alive, workers)))
+    left = until(lambda: [int(path.name) for path in tmp_path.iterdir()])
+    assert until(lambda: not any(map(is_alive, left)))  # one that was about to begin
+
+
+def until(found: Callable[[], Any]) -> Any:
+    """What a function returns as soon as it is true; None after five minutes."""
+    for _ in range(3000):
+        if result := found():
+            return result
+        time.sleep(0.1)
+    return None
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process runs; one that has ended may still await its parent."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_threads_of_a_backend_do_not_share_random_numbers() -> None:

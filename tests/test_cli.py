@@ -1,8 +1,11 @@
 """The command line: from a model file to a report, and bad input refused with a reason."""
 
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +16,7 @@ import torch
 import xarray as xr
 
 from pyro_elbo_lab import _command, _compare_command, _specs, cli
+from pyro_elbo_lab._command import stem
 from pyro_elbo_lab._model_file import InputError, ModelFile, blaming, load
 from pyro_elbo_lab.objective import Objective
 from tests.tolerances import critical_value
@@ -380,6 +384,44 @@ def test_interruption_exits_cleanly(
     assert run(write(CONJUGATE), *SHORT) == 130
     assert "interrupted; no report was written" in capsys.readouterr().err
     assert not Path("report").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
+@pytest.mark.parametrize("where", ["fit", "nuts", "write_report"])
+def test_sigterm_leaves_nothing(
+    where: str, write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = _compare_command if where == "write_report" else _command
+    whole, before = getattr(place, where), signal.getsignal(signal.SIGTERM)
+
+    def ended(*args: Any, **kwargs: Any) -> Any:
+        if where == "fit":
+            return whole(*args, **kwargs, callbacks=[end])
+        return end()
+
+    def end(*_: Any) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return False
+
+    monkeypatch.setattr(place, where, ended)
+    assert run(write(CONJUGATE), *SHORT) == 143
+    assert "interrupted; no report was written" in capsys.readouterr().err
+    assert not Path("report").exists()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_files_of_different_fits_have_different_names(tmp_path: Path) -> None:
+    guides = ["normal", "a.b", "a-b", "A-b", "a", "a/b", "", "x" * 300, "x" * 300 + "y", "a,"]
+    objectives = ["standard", "renyi:5", "b-standard", "renyi-5", "renyi:51", "b, standard"]
+    titles = {f"{guide}, {objective}" for guide in guides for objective in objectives}
+    names = set()
+    for title in titles:
+        with stem(tmp_path / "out", title) as name:
+            assert re.fullmatch(r"[a-z0-9._-]{1,80}", name.name)
+            names.add(name.name)
+    assert len(names) == len(titles)
+    assert {"normal-standard", "normal-renyi-5"} <= names
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupted_fit_stops_the_command(

@@ -69,7 +69,7 @@ STORY = [
     ["comparison"],
     ["_sandwich"],
     ["evidence"],
-    ["_ranks"],
+    ["_ranks", "_orphans"],
     ["_simulations"],
     ["calibration"],
     ["_style"],

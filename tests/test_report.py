@@ -1,6 +1,11 @@
 """The report: complete, self-contained, and either there as a whole or not at all."""
 
+import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +19,7 @@ import xarray as xr
 
 from pyro_elbo_lab import report
 from pyro_elbo_lab.comparison import Comparison, compare
-from pyro_elbo_lab.report import write_report
+from pyro_elbo_lab.report import check_destination, write_report
 from tests.planted import normal, standard_normal, tree
 
 VOID = {"meta", "img", "br"}
@@ -316,10 +321,100 @@ def test_other_peoples_files_are_not_overwritten(
     assert precious.read_text() == "precious"
 
 
-def test_a_report_with_a_foreign_file_is_not_overwritten(
-    comparison: Comparison, tmp_path: Path
+def test_files_that_are_not_of_the_report_stay(comparison: Comparison, tmp_path: Path) -> None:
+    write_report(compare({"old": normal(3)}, standard_normal(0)), tmp_path)  # an empty folder
+    precious = ["notes.txt", "data.csv", "notes.html", "figure.png", "sub/x.nc", ".hidden"]
+    for name in precious:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("precious")
+    write_report(comparison, tmp_path)
+    assert {(tmp_path / name).read_text() for name in precious} == {"precious"}
+    assert not (tmp_path / "old.nc").exists()
+
+
+def test_draws_do_not_take_the_place_of_a_file(tmp_path: Path) -> None:
+    """Neither of one that is not ours, nor of one that was changed since."""
+    one, two = ({name: normal(seed)} for seed, name in ((1, "a"), (2, "b")))
+    write_report(compare(one, standard_normal(0)), tmp_path)
+    for name in ("a.nc", "B.nc"):
+        (tmp_path / name).write_text("precious")
+    write_report(compare(one | two, standard_normal(0)), tmp_path)
+    assert {(tmp_path / name).read_text() for name in ("a.nc", "B.nc")} == {"precious"}
+    assert (tmp_path / "a-2.nc").exists() and (tmp_path / "b-2.nc").exists()
+    write_report(compare(one | two, standard_normal(0)), tmp_path)
+    assert not (tmp_path / "a-3.nc").exists()
+
+
+@pytest.mark.parametrize("name", ["index.html", "table.csv", "errors.svg"])
+def test_changed_files_are_not_overwritten(
+    name: str, comparison: Comparison, tmp_path: Path
 ) -> None:
-    write_report(comparison, tmp_path)  # an empty folder will do
-    (tmp_path / "notes.txt").write_text("precious")
-    with pytest.raises(FileExistsError, match=r"notes\.txt"):
-        write_report(comparison, tmp_path)
+    write_report(comparison, tmp_path)
+    with (tmp_path / name).open("a") as file:
+        file.write("precious")
+    before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+    for attempt in (check_destination, lambda path: write_report(comparison, path)):
+        with pytest.raises(FileExistsError, match=f"{re.escape(name)} that .* was changed"):
+            attempt(tmp_path)
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
+
+
+def test_a_file_in_the_way_of_a_new_figure_stays(tmp_path: Path) -> None:
+    comparison = compare({"wide": normal(1)}, standard_normal(0))
+    write_report(comparison, tmp_path)
+    (tmp_path / "evidence.csv").write_text("precious")
+    before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+    with pytest.raises(FileExistsError, match=r"evidence\.csv that is not of an earlier report"):
+        write_report(comparison, tmp_path, evidence={"wide": sandwich(-9.0, -1.0)})
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
+
+
+def test_approximations_that_differ_in_a_sign_have_files_of_their_own(tmp_path: Path) -> None:
+    names = ["a.b", "a-b", "A-B", "a b", "../a", "/", ".", "", "\N{GREEK SMALL LETTER MU}" * 99]
+    long = "x" * 300
+    trees = {name: normal(seed) for seed, name in enumerate([*names, long, long + "y"])}
+    write_report(compare(trees, standard_normal(100)), tmp_path / "r")
+    draws = list((tmp_path / "r").glob("*.nc"))
+    assert len({path.name.lower() for path in draws}) == len(trees) + 2
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
+    html = (tmp_path / "r" / "index.html").read_text(encoding="utf-8")
+    assert all(f'href="{path.name}"' in html for path in draws)
+
+
+def test_a_link_to_the_folder_stays(comparison: Comparison, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("real")
+    for _ in range(2):  # to a folder that is not there, and to one that is
+        assert write_report(comparison, tmp_path / "link") == tmp_path / "link" / "index.html"
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "table.csv").exists()
+
+
+def test_the_page_stays_a_page_with_its_list_of_files(folder: Path, page: Page) -> None:
+    (listed,) = (attrs["content"] for attrs in page.all("meta") if attrs.get("name") == "files")
+    assert set(json.loads(listed or "")) == {file.name for file in folder.iterdir()}
+    assert (folder / "index.html").read_text().startswith("<!DOCTYPE html>")
+
+
+WRITER = """
+import sys, time
+from pyro_elbo_lab import folders
+with folders.filling(sys.argv[1]) as fresh:
+    (fresh / "index.html").write_text("half")
+    print(flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
+def test_what_a_killed_run_has_left_is_removed(comparison: Comparison, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        command = [sys.executable, "-c", WRITER, str(report)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert process.stdout is not None and process.stdout.readline()
+        process.send_signal(number)
+        process.wait(60)
+        assert report.exists() == (number == signal.SIGKILL)
+    assert len(list(report.iterdir())) == 1
+    write_report(comparison, report)
+    assert not [file.name for file in report.iterdir() if file.name.startswith(".")]
+    assert list(tmp_path.iterdir()) == [report]
