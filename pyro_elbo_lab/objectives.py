@@ -308,6 +308,15 @@ def ThermodynamicELBO(
     )
 
 
+def _check_sum(side: Any, schedule: Any) -> None:
+    if side not in ("left", "right"):
+        raise ValueError(f"side={side!r} is unknown; choose 'left' or 'right'")
+    if not isinstance(schedule, tuple | list):
+        raise ValueError(
+            f"ThermodynamicELBO: schedule must be numbers that rise from 0 to 1, got {schedule!r}."
+        )
+
+
 def JackknifeELBO(
     num_particles: int, order: int = 1, gradient: Gradient = "auto", **keywords: Any
 ) -> Objective:
