@@ -204,7 +204,7 @@ CONSTRUCTORS: dict[str, tuple[Callable[[], Any], str]] = {
     "beta text": (lambda: CombinedImportanceWeighted("a", 2), "beta must be a share .*'a'"),  # type: ignore[arg-type]
     "order 1.5": (lambda: JackknifeELBO(4, 1.5), "JackknifeELBO: order .* 1.5"),  # type: ignore[arg-type]
     "order too high": (lambda: JackknifeELBO(4, 4), "order=4: expected 1 <= order < num_particles"),
-    "schedule None": (lambda: ThermodynamicELBO(4, None), "schedule must be numbers .*None"),  # type: ignore[arg-type]
+    "schedule None": (lambda: ThermodynamicELBO(4, None), "schedule must be numbers .* None"),  # type: ignore[arg-type]
     "schedule NaN": (lambda: ThermodynamicELBO(4, (0.0, NAN, 1.0)), "does not rise from 0 to 1"),
     "n NaN": (lambda: ChiUpperBound(4, NAN), "ChiUpperBound: n must be a number above 1.* nan"),
     "n inf": (lambda: ChiUpperBound(4, math.inf), "ChiUpperBound: n must be .* inf"),
