@@ -122,11 +122,7 @@ def ReweightedWakeSleep(
         >>> ReweightedWakeSleep(num_particles=8).loss(model, guide=model)
         0.0
     """
-    if num_particles != 1 or insomnia != 0:
-        _at_least_two("ReweightedWakeSleep", num_particles)
-    expected = "the share of the wake phase, 0 to 1"
-    number("ReweightedWakeSleep: insomnia", insomnia, expected, least=0, most=1)
-    integer("ReweightedWakeSleep: num_dreams", num_dreams, least=1)
+    _check_wake_sleep(num_particles, insomnia, num_dreams)
     return Objective(
         "ReweightedWakeSleep",
         log_mean_exp,
@@ -187,13 +183,7 @@ def ForwardKL(
         0.0
     """
     if reference is not None:
-        if gradient != "auto":
-            raise ValueError(f"gradient={gradient!r}: draws of a reference leave no choice")
-        if not isinstance(reference, Mapping) and not hasattr(reference, "children"):
-            raise TypeError(
-                "ForwardKL: reference must be draws by site, or a DataTree with a posterior, got a "
-                f"{type(reference).__name__}"
-            )
+        _check_reference(reference, gradient)
         return _from_reference(num_particles, reference, keywords)
     _at_least_two("ForwardKL", num_particles)
     return Objective(
@@ -206,6 +196,16 @@ def ForwardKL(
         gradient=gradient,
         **keywords,
     )
+
+
+def _check_reference(reference: Any, gradient: Gradient) -> None:
+    if gradient != "auto":
+        raise ValueError(f"gradient={gradient!r}: draws of a reference leave no choice")
+    if not isinstance(reference, Mapping) and not hasattr(reference, "children"):
+        raise TypeError(
+            "ForwardKL: reference must be draws by site, or a DataTree with a posterior, got a "
+            f"{type(reference).__name__}"
+        )
 
 
 def _from_reference(num_particles: int, reference: Any, keywords: dict[str, Any]) -> Objective:
@@ -264,6 +264,14 @@ def TailAdaptive(num_particles: int, beta: float = -1.0, **keywords: Any) -> Obj
         weights="complete",
         **keywords,
     )
+
+
+def _check_wake_sleep(num_particles: int, insomnia: float, num_dreams: int) -> None:
+    if num_particles != 1 or insomnia != 0:
+        _at_least_two("ReweightedWakeSleep", num_particles)
+    expected = "the share of the wake phase, 0 to 1"
+    number("ReweightedWakeSleep: insomnia", insomnia, expected, least=0, most=1)
+    integer("ReweightedWakeSleep: num_dreams", num_dreams, least=1)
 
 
 def _at_least_two(name: str, num_particles: int) -> None:

@@ -32,6 +32,7 @@ from pyro_elbo_lab.learnt import Learnt
 from pyro_elbo_lab.programs import Programs, run_both, set_up, training_programs
 from pyro_elbo_lab.result import Fit
 from pyro_elbo_lab.state import (
+    forget,
     forget_namesakes,
     gradients_on,
     local_parameters_marked,
@@ -148,10 +149,9 @@ def fit(
         known = set(optimizer.optim_objs)
         steps = steps_of(task, compile)
         losses = _train(task, stream, steps, callbacks, progress)
-        new = {leaf for leaf in optimizer.optim_objs if leaf not in known}
-        programs = training_programs(objective, model, guide, first, kwargs)
-        learnt = Learnt.of(programs, _named(new, model, guide))
-    _refuse_nan_parameters(learnt)
+        _refuse_nan_parameters(_named(set(optimizer.optim_objs), model, guide))
+        new = _named({leaf for leaf in optimizer.optim_objs if leaf not in known}, model, guide)
+        learnt = Learnt.of(training_programs(objective, model, guide, first, kwargs), new)
     return Fit(
         losses=np.array(losses),
         seconds=time.perf_counter() - started,
@@ -178,8 +178,9 @@ def _prepare(model: Program, guide: Program, args: tuple, kwargs: Mapping[str, A
         set_up(guide, args, kwargs)
         with random_states_kept(), store_holding(*store_state()):
             found, strangers = _first_run(programs)
-    check_sites(*traces[-1], arguments, list(found.leaves.values()))
-    warn_of_mixed_dtypes(traces[-1][0])
+    model_trace, guide_trace = traces[-1]
+    check_sites(model_trace, guide_trace, arguments, list(found.leaves.values()))
+    warn_of_mixed_dtypes(model_trace)
     _forget(programs, strangers)
     local_parameters_marked(model, guide)
 
@@ -206,9 +207,7 @@ def _first_run(programs: Programs) -> tuple[Inventory, list[str]]:
 def _forget(programs: Programs, names: Iterable[str]) -> None:
     forget_namesakes(module_of(programs.guide))
     forget_namesakes(module_of(programs.model))
-    for name in names:
-        if name in pyro.get_param_store():
-            del pyro.get_param_store()[name]
+    forget(names)
 
 
 def _named(leaves: set[Tensor], *programs: Program) -> dict[str, Tensor]:
@@ -308,11 +307,11 @@ def _refuse_nan(task: Task, batch: tuple, losses: Sequence[float]) -> None:
     )
 
 
-def _refuse_nan_parameters(learnt: Learnt) -> None:
-    for name, value in learnt.parameters.items():
-        if learnt.leaves[name].requires_grad and value.isnan().any():
+def _refuse_nan_parameters(leaves: Mapping[str, Tensor]) -> None:
+    for name, leaf in leaves.items():
+        if leaf.isnan().any():
             raise FloatingPointError(
-                f"The last step made {int(value.isnan().sum())} of the {value.numel()} elements of "
+                f"The last step made {int(leaf.isnan().sum())} of the {leaf.numel()} elements of "
                 f"parameter '{name}' NaN, while the loss before it was finite: its gradient is not "
                 "finite. Look for a log-density without a slope at the guide's draws, such as a "
                 "square root at 0; otherwise lower the learning rate."

@@ -37,7 +37,7 @@ def write(path: str | Path, content: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()  # torch.save to a full disk ends the process
     torch.save(dict(content), buffer)
     with replacing(path) as fresh:
-        fresh.write_bytes(buffer.getbuffer())
+        fresh.write_bytes(buffer.getvalue())
 
 
 def read(path: str | Path) -> dict[str, Any]:

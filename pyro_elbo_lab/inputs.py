@@ -4,7 +4,7 @@ import inspect
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyro_elbo_lab.checks import choice, integer, number
+from pyro_elbo_lab.state import random_states_kept
 
 __all__ = [
     "blaming_data",
@@ -293,7 +294,7 @@ def warn_of_mixed_dtypes(model: poutine.Trace) -> None:
     """
     examples: dict[torch.dtype, str] = {}
     for name, site in _sites(model):
-        value = site["value"]
+        value = site["value"] if site["is_observed"] else _own_draw(site)
         if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
             examples.setdefault(value.dtype, name)
     if len(examples) > 1:
@@ -304,6 +305,12 @@ def warn_of_mixed_dtypes(model: poutine.Trace) -> None:
             "instead, as in dist.Normal(y.new_zeros(()), 1).",
             skip_file_prefixes=_PACKAGE,
         )
+
+
+def _own_draw(site: Mapping[str, Any]) -> Any:
+    """As the model would draw it, without the guide."""
+    with random_states_kept(), torch.no_grad(), suppress(NotImplementedError):  # improper
+        return site["fn"].sample()
 
 
 def _sites(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:

@@ -53,7 +53,7 @@ class Learnt:
         return Learnt(
             parameters={name: _copy(leaves[name]) for name in names.values()},
             buffers={name: buffer.value for name, buffer in found.buffers.items()},
-            constraints=_free(leaves, store_state()[1]),
+            constraints=_free({n: leaves[n] for n in names.values()}, store_state()[1]),
             leaves=leaves,
         )
 
@@ -71,9 +71,7 @@ class Learnt:
         Raises:
             ValueError: a module has a parameter that it did not have then.
         """
-        own = {n: _copy(x).requires_grad_() for n, x in self.parameters.items()}
-        own = {name: own[name] for name in self.constraints if name in own}
-        with store_holding(own, {name: self.constraints[name] for name in own}):
+        with store_holding(self._own(), self.constraints):
             found = programs.inventory()
             new = self._unknown(found)
             new = [name for name in new if isinstance(found.leaves[name], nn.Parameter)]
@@ -108,8 +106,9 @@ class Learnt:
         """
         before, before_constraints = store_state()
         free = _free({n: x for n, x in before.items() if self._could_be(n, x)}, before_constraints)
-        with store_holding({name: before[name] for name in free}, free):
-            found = programs.inventory()
+        start = {**self._own(), **{name: before[name] for name in free}}
+        with store_holding(start, {**self.constraints, **free}):
+            found = self._inventory(programs)
             after, constraints = store_state()
         places = self._places(found)
         self._check(found, places)
@@ -123,9 +122,24 @@ class Learnt:
             {**before, **now}, {**before_constraints, **{name: constraints[name] for name in now}}
         )
         unread = {name: x.value for name, x in found.buffers.items() if name not in self.buffers}
-        return Learnt(
-            self.parameters, {**self.buffers, **unread}, _free(places, constraints), places
-        )
+        free = _free({name: places[name] for name in self.parameters}, constraints)
+        return Learnt(self.parameters, {**self.buffers, **unread}, free, places)
+
+    def _own(self) -> dict[str, Tensor]:
+        """Copies of the parameters that no module holds, as the param store has them."""
+        return {name: _copy(self.parameters[name]).requires_grad_() for name in self.constraints}
+
+    def _inventory(self, programs: Programs) -> Inventory:
+        try:
+            return programs.inventory()
+        except KeyError as error:
+            name = error.args[0] if error.args else None
+            if name not in self.parameters:
+                raise
+            raise ValueError(
+                f"Parameter '{name}' is read by pyro.param without an initial value, and the param "
+                "store does not have it: create it first, as before the fit."
+            ) from error
 
     def _could_be(self, name: str, leaf: Tensor) -> bool:
         """Whether an entry of the param store may be the parameter of this name."""

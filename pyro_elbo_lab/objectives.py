@@ -289,12 +289,7 @@ def ThermodynamicELBO(
         >>> -left.loss(model, guide) < 0 < right.loss(model, guide)
         True
     """
-    if side not in ("left", "right"):
-        raise ValueError(f"side={side!r} is unknown; choose 'left' or 'right'")
-    if not isinstance(schedule, tuple | list):
-        raise ValueError(
-            f"ThermodynamicELBO: schedule must be a tuple of numbers, got {schedule!r}."
-        )
+    _check_sum(side, schedule)
     upper = side == "right"
     return Objective(
         f"ThermodynamicELBO({side})",
@@ -306,6 +301,15 @@ def ThermodynamicELBO(
         gradient=gradient,
         **keywords,
     )
+
+
+def _check_sum(side: Any, schedule: Any) -> None:
+    if side not in ("left", "right"):
+        raise ValueError(f"side={side!r} is unknown; choose 'left' or 'right'")
+    if not isinstance(schedule, tuple | list):
+        raise ValueError(
+            f"ThermodynamicELBO: schedule must be numbers that rise from 0 to 1, got {schedule!r}."
+        )
 
 
 def JackknifeELBO(

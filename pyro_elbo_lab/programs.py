@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,9 +95,8 @@ def training_programs(
     """
 
     def run() -> None:
-        try:
+        run_both(model, guide, args, kwargs)
+        with suppress(NotImplementedError):  # a loss with gradients only
             copy.copy(objective).loss(model, guide, *args, **kwargs)
-        except NotImplementedError:  # a loss with gradients only
-            run_both(model, guide, args, kwargs)
 
     return Programs(model, guide, run)

@@ -4,7 +4,7 @@ import functools
 import inspect
 import random
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "foreign_random_states",
+    "forget",
     "forget_namesakes",
     "gradients_on",
     "local_parameters_marked",
@@ -117,6 +118,15 @@ def set_store(params: Mapping[str, Tensor], constraints: Mapping[str, Any]) -> N
     store.set_state({"params": dict(params), "constraints": dict(constraints)})
 
 
+def forget(names: Iterable[str]) -> None:
+    """Drop entries of the param store, also where two of them are one tensor, which Pyro's own
+    way of dropping them does not expect."""
+    names = set(names)
+    if names:
+        state = store_state()
+        set_store(*({n: x for n, x in part.items() if n not in names} for part in state))
+
+
 def _mark(leaves: Any) -> None:
     """Tell Pyro that real parameters are their own unconstrained values."""
     for leaf in leaves:
@@ -196,6 +206,8 @@ def forget_namesakes(module: Any) -> None:
         return
     store = pyro.get_param_store()
     own = named_parameters(module)
-    for name, parameter in list(store.named_parameters()):
-        if own.get(normalize_param_name(name), parameter) is not parameter:
-            del store[name]
+    forget(
+        name
+        for name, parameter in list(store.named_parameters())
+        if own.get(normalize_param_name(name), parameter) is not parameter
+    )
