@@ -23,8 +23,9 @@ from torch.distributions import kl_divergence
 
 from pyro_elbo_lab.bounds import mean
 from pyro_elbo_lab.dims import delta
-from pyro_elbo_lab.objective import Objective, Route
+from pyro_elbo_lab.objective import Objective
 from pyro_elbo_lab.particles import Expectation
+from pyro_elbo_lab.plans import Route
 from pyro_elbo_lab.structure import FactorKey, Latent, Site, Structure
 
 Sites = Mapping[FactorKey, Site]
