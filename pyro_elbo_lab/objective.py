@@ -44,6 +44,7 @@ from pyro_elbo_lab.structure import (
     Structure,
     Values,
     analyse,
+    are_paired,
     aside,
     assume,
     difference,
@@ -470,7 +471,11 @@ class Objective(ELBO):
     ) -> Plan:
         program = model, guide, args, kwargs
         recall = {} if run is None else run.recalled | self._draws_of(run)
-        structure, sites = analyse(*program, recall, lenient=self._is_linear())
+        try:
+            structure, sites = analyse(*program, recall, lenient=self._is_linear())
+        except AssertionError as error:  # it insists on the shapes of its own runs
+            run = run or self._first_run(program, error)
+            structure, sites = assume(run.sites), dict(run.sites)
         if run and structure.signature != signature(run.sites) and not _lacks_sums(run, structure):
             structure, sites = assume(run.sites), dict(run.sites)
         layout = self._lay_out(structure, program, recall)
@@ -481,6 +486,26 @@ class Objective(ELBO):
             sobol = quasirandom.place(structure, layout, plan.choices, *numbers, program)
             plan = replace(plan, sobol=sobol)
         return plan
+
+    def _first_run(self, program: _Pair, error: AssertionError) -> Run:
+        """A run as it will be, of which nothing is known before."""
+        if not self._takes_any_sites():
+            raise error
+        with aside():
+            done = run_particles(
+                *program,
+                structure=assume({}),
+                layout=linear(),
+                num_inner=self.num_inner,
+                num_outer=self.num_outer,
+                vectorize=self.vectorize_particles,
+                max_plate_nesting=self._least_nesting,
+                sums=True,
+            )
+        (run, *_) = done.runs
+        if not are_paired(run.sites):
+            raise error
+        return run
 
     def _chosen(self, plan: Plan, branching: frozenset[str]) -> Plan:
         """The plan with the estimators of its latents."""
@@ -542,7 +567,11 @@ class Objective(ELBO):
             return
         if not all(latent.evaluable for latent in structure.latents.values()):
             return
-        if not is_vectorizable(model, guide, args, kwargs):
+        try:
+            alike = is_vectorizable(model, guide, args, kwargs)
+        except AssertionError:  # it insists on the shapes of many particles, and knows of them
+            return
+        if not alike:
             warnings.warn(
                 f"{self.name}: vectorized particles do not score as they do one by one. Either "
                 "model or guide mixes dimensions (index them from the right, and declare batch "

@@ -38,6 +38,7 @@ from pyro_elbo_lab.enumeration import (
     marginalise,
     variable,
 )
+from pyro_elbo_lab.state import random_states_kept
 
 Side = Literal["model", "guide"]
 Program = Callable[..., Any]
@@ -273,7 +274,7 @@ class Recall(Messenger):
         self.values = values
 
     def _pyro_sample(self, msg: Site) -> None:
-        if msg["is_observed"]:
+        if msg["is_observed"] or msg["done"]:  # such as by replay, whose value knows its origin
             return
         value = self.values.get(_recalled_as(msg))
         if value is not None:
@@ -351,6 +352,18 @@ def analyse(
         if found:
             _check_reach(sites, found[0])
     return _build(drawn, sites, enumerated, found, bool(given)), sites
+
+
+def are_paired(sites: Mapping[FactorKey, Site]) -> bool:
+    """Whether every latent of the model that is not summed out is drawn in the guide, and every
+    site of the guide is a latent of the model."""
+    parts = {k: s for key, site in sites.items() for k, s in summands(key, site).items()}
+    latent = {
+        key.name
+        for key, site in parts.items()
+        if key.side == "model" and not (site["is_observed"] or is_enumerated(site))
+    }
+    return latent == {key.name for key in parts if key.side == "guide"}
 
 
 def assume(sites: Mapping[FactorKey, Site]) -> Structure:
@@ -521,8 +534,7 @@ def aside(within: AbstractContextManager[Any] | None = None) -> Iterator[None]:
     Args:
         within: a handler that the programs run under, in place of those around.
     """
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices), poutine.block(), within or nullcontext():
+    with random_states_kept(), poutine.block(), within or nullcontext():
         yield
 
 

@@ -181,7 +181,7 @@ def of_all_data(model, guide, names):
     def guided():
         guide(len(X))
 
-    return gradients(StandardELBO(2), everything, guided, 400, names)
+    return gradients(StandardELBO(2), everything, guided, 200, names)
 
 
 @pytest.mark.parametrize("num_particles", [1, 3])
@@ -194,7 +194,7 @@ def of_all_data(model, guide, names):
     ids=["reparameterised", "score"],
 )
 def test_gradients_of_sequential_plates(model, guide, names, num_particles):
-    losses, rows = gradients(StandardELBO(num_particles), model, guide, 600, names)
+    losses, rows = gradients(StandardELBO(num_particles), model, guide, 300, names)
     expected_losses, expected_rows = of_all_data(model, guide, names)
     assert_means_equal(losses, expected_losses)
     assert_means_equal(rows, expected_rows)
@@ -204,14 +204,14 @@ def test_gradients_of_sequential_plates(model, guide, names, num_particles):
 @pytest.mark.parametrize("num_particles", [1, 3])
 def test_gradients_of_branches(build, num_particles):
     loss, gradient = exact_branch_gradient()
-    losses, rows = gradients(build(num_particles), branch, branch_guide, 1000, BRANCH_PARAMETERS)
+    losses, rows = gradients(build(num_particles), branch, branch_guide, 500, BRANCH_PARAMETERS)
     assert_mean_equals(losses, loss)
     assert_mean_equals(rows, gradient)
 
 
 def test_baselines_of_other_structures_lower_the_variance():
-    alone = gradients(StandardELBO(1), branch, branch_guide, 600, BRANCH_PARAMETERS)[1][:, 0]
-    many = gradients(StandardELBO(4), branch, branch_guide, 600, BRANCH_PARAMETERS)[1][:, 0]
+    alone = gradients(StandardELBO(1), branch, branch_guide, 300, BRANCH_PARAMETERS)[1][:, 0]
+    many = gradients(StandardELBO(4), branch, branch_guide, 300, BRANCH_PARAMETERS)[1][:, 0]
     assert many.var() < alone.var() / 4  # a mean of four without baseline
 
 
@@ -234,7 +234,7 @@ def jump_guide():
 def test_a_branch_on_a_differentiable_latent_takes_the_score():
     """The derivative along the draws would miss how the density jumps at 0.5."""
     objective = StandardELBO(4)
-    rows = gradients(objective, jump, jump_guide, 1000, JUMP_PARAMETERS)[1]
+    rows = gradients(objective, jump, jump_guide, 500, JUMP_PARAMETERS)[1]
 
     z = torch.linspace(-7, 7, 280_001, dtype=torch.float64)
     raw = [torch.tensor(v, dtype=z.dtype, requires_grad=True) for v in (0.3, math.log(0.7))]
@@ -395,7 +395,7 @@ def test_score_gradients_of_weighted_particles(num_outer, outer):
     bound = (q[:, None] * q * ((weights[:, None] + weights) / 2).log()).sum()
     (expected,) = torch.autograd.grad(-bound, raw)
     objective = ImportanceWeightedELBO(num_inner, num_outer, outer=outer)
-    losses, rows = gradients(objective, choices, choices_guide, 1000, ("p", "r"))
+    losses, rows = gradients(objective, choices, choices_guide, 500, ("p", "r"))
     assert_mean_equals(losses, -bound.detach())
     assert_mean_equals(rows, expected)
 
@@ -425,7 +425,7 @@ def test_gradients_under_chance_of_another_kind(build, gradient):
         values = sum(torch.logaddexp(a[:, None], b) - math.log(2.0) for a, b in pairs) / 4
         bound = (q[:, None] * q * values).sum()
     expected = torch.stack(torch.autograd.grad(-bound, raw))
-    losses, rows = gradients(build(2, gradient=gradient), chance, jump_guide, 1000, JUMP_PARAMETERS)
+    losses, rows = gradients(build(2, gradient=gradient), chance, jump_guide, 500, JUMP_PARAMETERS)
     assert_mean_equals(losses, -bound.detach())
     assert_mean_equals(rows, expected)
 
@@ -475,12 +475,12 @@ def test_plans_are_bounded():
 
 
 def many():
-    for i in pyro.plate("data", 1000, 2):
+    for i in pyro.plate("data", 500, 2):
         pyro.sample(f"z_{i}", dist.Normal(0.0, 1.0))
 
 
 def many_guide():
-    for i in pyro.plate("data", 1000, 2):
+    for i in pyro.plate("data", 500, 2):
         pyro.sample(f"z_{i}", normal_param("z"))
 
 
