@@ -5,11 +5,12 @@ scalar, and neither the bound nor its gradient asks what sites it came from:
 
     V = B(F(l_.1), ..., F(l_.M)),    v = dV/dl,    h = diag(d2V/dl2)
 
-The estimators are those of `gradients` and `score`. What a score-function gradient takes off a
-particle's signal must not depend on the particle's own draws. That rules out a baseline over "the
-particles with the same sites", as the draws decide who these are. A linear objective takes the mean
-over the other particles that have the latent, in plates of the same sizes: whether particle k has
-it is settled before k draws it.
+The estimators are those of `gradients` and `score`, so that it makes no difference to them whether
+the sites of all particles happen to agree. What a score-function gradient takes off a particle's
+signal must not depend on the particle's own draws. That rules out a baseline over "the particles
+with the same sites", as the draws decide who these are. A linear objective takes the mean over the
+other particles that have the latent, in plates of the same sizes: whether particle k has it is
+settled before k draws it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ from pyro_elbo_lab.gradients import (
 )
 from pyro_elbo_lab.particles import CellBlock, Draws, Particles
 from pyro_elbo_lab.paths import without
-from pyro_elbo_lab.score import downstream_cost, gain, score, score_with
+from pyro_elbo_lab.score import downstream_cost, gain, gain_of_estimates, score, score_with
 from pyro_elbo_lab.target import Target, outer_derivatives, totals, value
 
 LINEAR = Target(mean)
@@ -121,7 +122,10 @@ def _weighted(mixture: Mixture, target: Target) -> tuple[Tensor, Tensor]:
     together = _together(mixture, target)
     (block,) = together.cells
     slope, curvature = cell_derivatives(block, target, outer_derivatives(together, target))
-    signal, score_slope, share = gain(together, target, block)
+    if mixture.parts[0].cells:
+        signal, score_slope, share = gain(together, target, block)
+    else:  # one inner particle, whose latents all count as shared
+        signal, score_slope, share = *gain_of_estimates(together, target), 1.0
     total, loss = value(together, target), together.zero
     pairs = zip(mixture.parts, mixture.choices, strict=True)
     for (part, choices), v, h, s, w in zip(

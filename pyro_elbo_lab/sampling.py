@@ -87,7 +87,7 @@ class Runs:
 
 
 @contextmanager
-def _naming_vectorization(num: int) -> Iterator[None]:
+def _naming_vectorization(num: int, nesting: int) -> Iterator[None]:
     """Add to an error of a program that was not written for vectorised particles what to do."""
     try:
         yield
@@ -98,6 +98,10 @@ def _naming_vectorization(num: int) -> Iterator[None]:
                 "a dimension more on the left. A program that cannot have it, such as nn.Linear "
                 "with random weights, needs vectorize_particles=False."
             )
+        raise
+    except ValueError as error:
+        if "collide" in str(error) and PARTICLE_PLATE in str(error):
+            raise DeeperPlatesError(nesting + 1) from error
         raise
 
 
@@ -245,7 +249,7 @@ def run_particles(
     nets = Nets(sobol, num_inner, num_outer)
     if vectorize:
         plate = pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1) if num > 1 else nullcontext()
-        with nets.all_particles(), plate, _naming_vectorization(num):
+        with nets.all_particles(), plate, _naming_vectorization(num, nesting):
             runs.append(once(shared, refreshed, given)[0])
     else:
         earlier: dict[int, Values] = {}

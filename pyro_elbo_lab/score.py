@@ -96,13 +96,19 @@ def _shared(
             signal = signal - elsewhere
         slope, share = particles.zero + 1, 1 / num_outer
     else:
-        estimates = totals(particles, target.inner).detach()
-        baseline, slope = leave_one_out(target.outer, estimates)
-        signal = along_outer(target.outer(estimates) - baseline, log_q.dim())
-        slope, share = along_outer(slope, log_q.dim()), 1.0
+        signal, slope = gain_of_estimates(particles, target)
+        signal, slope = along_outer(signal, log_q.dim()), along_outer(slope, log_q.dim())
+        share = 1.0
     signal, loss = subtract_baseline(signal, drawn, 1, lambda b: b.mean(0))
     term = (signal * log_q).sum() + weight * (slope * scaled).sum()
     return Baselined(share * term, share * loss)
+
+
+def gain_of_estimates(particles: Particles, target: Target) -> tuple[Tensor, Tensor]:
+    """What B gains by each estimate T_m, and its slope without it, each (M,)."""
+    estimates = totals(particles, target.inner).detach()
+    baseline, slope = leave_one_out(target.outer, estimates)
+    return target.outer(estimates) - baseline, slope
 
 
 def has_sampled_log_q(drawn: Draws, particles: Particles) -> bool:

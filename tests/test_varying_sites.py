@@ -181,7 +181,7 @@ def of_all_data(model, guide, names):
     def guided():
         guide(len(X))
 
-    return gradients(StandardELBO(2), everything, guided, 200, names)
+    return gradients(StandardELBO(2), everything, guided, 100, names)
 
 
 @pytest.mark.parametrize("num_particles", [1, 3])
@@ -194,7 +194,7 @@ def of_all_data(model, guide, names):
     ids=["reparameterised", "score"],
 )
 def test_gradients_of_sequential_plates(model, guide, names, num_particles):
-    losses, rows = gradients(StandardELBO(num_particles), model, guide, 300, names)
+    losses, rows = gradients(StandardELBO(num_particles), model, guide, 150, names)
     expected_losses, expected_rows = of_all_data(model, guide, names)
     assert_means_equal(losses, expected_losses)
     assert_means_equal(rows, expected_rows)
@@ -204,7 +204,7 @@ def test_gradients_of_sequential_plates(model, guide, names, num_particles):
 @pytest.mark.parametrize("num_particles", [1, 3])
 def test_gradients_of_branches(build, num_particles):
     loss, gradient = exact_branch_gradient()
-    losses, rows = gradients(build(num_particles), branch, branch_guide, 500, BRANCH_PARAMETERS)
+    losses, rows = gradients(build(num_particles), branch, branch_guide, 300, BRANCH_PARAMETERS)
     assert_mean_equals(losses, loss)
     assert_mean_equals(rows, gradient)
 
@@ -234,7 +234,7 @@ def jump_guide():
 def test_a_branch_on_a_differentiable_latent_takes_the_score():
     """The derivative along the draws would miss how the density jumps at 0.5."""
     objective = StandardELBO(4)
-    rows = gradients(objective, jump, jump_guide, 500, JUMP_PARAMETERS)[1]
+    rows = gradients(objective, jump, jump_guide, 300, JUMP_PARAMETERS)[1]
 
     z = torch.linspace(-7, 7, 280_001, dtype=torch.float64)
     raw = [torch.tensor(v, dtype=z.dtype, requires_grad=True) for v in (0.3, math.log(0.7))]
@@ -346,7 +346,7 @@ LOG_EVIDENCE = math.log(
 BOUNDS = [
     lambda k: ImportanceWeightedELBO(k),
     lambda k: ImportanceWeightedELBO(1, k, outer="importance"),
-    lambda k: RenyiELBO(k, alpha=0.3),
+    lambda k: RenyiELBO(0.3, k),
 ]
 
 
@@ -395,7 +395,7 @@ def test_score_gradients_of_weighted_particles(num_outer, outer):
     bound = (q[:, None] * q * ((weights[:, None] + weights) / 2).log()).sum()
     (expected,) = torch.autograd.grad(-bound, raw)
     objective = ImportanceWeightedELBO(num_inner, num_outer, outer=outer)
-    losses, rows = gradients(objective, choices, choices_guide, 500, ("p", "r"))
+    losses, rows = gradients(objective, choices, choices_guide, 300, ("p", "r"))
     assert_mean_equals(losses, -bound.detach())
     assert_mean_equals(rows, expected)
 
@@ -425,7 +425,7 @@ def test_gradients_under_chance_of_another_kind(build, gradient):
         values = sum(torch.logaddexp(a[:, None], b) - math.log(2.0) for a, b in pairs) / 4
         bound = (q[:, None] * q * values).sum()
     expected = torch.stack(torch.autograd.grad(-bound, raw))
-    losses, rows = gradients(build(2, gradient=gradient), chance, jump_guide, 500, JUMP_PARAMETERS)
+    losses, rows = gradients(build(2, gradient=gradient), chance, jump_guide, 300, JUMP_PARAMETERS)
     assert_mean_equals(losses, -bound.detach())
     assert_mean_equals(rows, expected)
 
@@ -463,7 +463,7 @@ def test_others_say_which_site_changes():
             objective.loss(branch, branch_guide)
     with pytest.raises(ValueError, match=r"site '.' of the"):
         for _ in range(20):
-            evidence(branch, branch_guide, num_draws=20)
+            evidence(branch, branch_guide, num_samples=100)
 
 
 def test_plans_are_bounded():
@@ -502,9 +502,9 @@ def test_trains_to_the_posterior():
         x = math.log(0.3) + log_normal(1.0, 1.0, math.sqrt(2.0))
         y = math.log(0.7) + log_normal(2.0, 0.0, 1.0)
     pyro.clear_param_store()
-    svi = SVI(branch, branch_guide, pyro.optim.Adam({"lr": 0.03}), StandardELBO(4))
-    for _ in range(800):
+    svi = SVI(branch, branch_guide, pyro.optim.Adam({"lr": 0.05}), StandardELBO(4))
+    for _ in range(300):
         svi.step()
-    assert pyro.param("p").item() == pytest.approx((x - y).sigmoid().item(), abs=0.05)
-    assert pyro.param("z_loc").item() == pytest.approx(1.0, abs=0.05)
-    assert pyro.param("z_scale").item() == pytest.approx(math.sqrt(0.5), abs=0.05)
+    assert pyro.param("p").item() == pytest.approx((x - y).sigmoid().item(), abs=0.1)
+    assert pyro.param("z_loc").item() == pytest.approx(1.0, abs=0.1)
+    assert pyro.param("z_scale").item() == pytest.approx(math.sqrt(0.5), abs=0.1)
