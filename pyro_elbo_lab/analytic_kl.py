@@ -10,6 +10,9 @@ strongest that is legal:
 
 Writing the model's and the guide's share apart lets each keep its own scale and mask.
 
+A latent that a branch of the program may depend on, itself or by what the guide draws from it, has
+route 3: the average over its values would take in those that lead to other branches.
+
 Route 1 fixes the model's parents of z while it averages over z. That is legal unless a parent of z
 in the model was drawn, in the guide, depending on z.
 """
@@ -23,8 +26,9 @@ from torch.distributions import kl_divergence
 
 from pyro_elbo_lab.bounds import mean
 from pyro_elbo_lab.dims import delta
-from pyro_elbo_lab.objective import Objective, Route
+from pyro_elbo_lab.objective import Objective
 from pyro_elbo_lab.particles import Expectation
+from pyro_elbo_lab.plans import Route
 from pyro_elbo_lab.structure import FactorKey, Latent, Site, Structure
 
 Sites = Mapping[FactorKey, Site]
@@ -78,6 +82,9 @@ def find_routes(structure: Structure, sites: Sites) -> dict[str, Route]:
 
 def _route(latent: Latent, structure: Structure, sites: Sites) -> Route:
     guide_key = FactorKey("guide", latent.name)
+    for name in sorted(structure.escaped):
+        if latent.name in {name, *structure.latents[name].upstream}:
+            return Route("Monte Carlo", f"branches of the program may depend on '{name}'")
     if not _implemented(lambda: sites[guide_key]["fn"].entropy()):
         return Route("Monte Carlo", f"{latent.distribution} has no exact entropy")
     by_entropy = {guide_key: Expectation(latent.name, _negative_entropy)}

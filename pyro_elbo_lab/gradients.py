@@ -158,7 +158,7 @@ def doubly_reparameterized(particles: Particles, target: Target, draws: list[Dra
     for block in particles.cells:
         local = [d for d in draws if d.latent.name in block.latents]
         if local:
-            slope, curvature = _cell_derivatives(block, target, outer)
+            slope, curvature = cell_derivatives(block, target, outer)
             for drawn in local:
                 log_q = sum_except(drawn.log_q(fixed=True, scaled=True), block.plates.values())
                 direct = direct + drawn.weight * (slope * log_q).sum()
@@ -168,7 +168,7 @@ def doubly_reparameterized(particles: Particles, target: Target, draws: list[Dra
     return total + without(direct, generations(upstream))
 
 
-def _cell_derivatives(
+def cell_derivatives(
     block: CellBlock, target: Target, outer: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """First and second derivative of the value in the log-weights, over the block's weight."""

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -20,14 +20,42 @@ from pyro_elbo_lab import quasirandom
 from pyro_elbo_lab.annealing import checked_weight
 from pyro_elbo_lab.bounds import Bound, mean
 from pyro_elbo_lab.checks import check_nesting, integer
+from pyro_elbo_lab.enumeration import is_enumerated
 from pyro_elbo_lab.explanation import Explanation, Row
 from pyro_elbo_lab.gradients import UNBIASED, Choice, Gradient, Method
 from pyro_elbo_lab.layout import Layout, joint, lay_out, linear
-from pyro_elbo_lab.particles import Expectation, Particles, find_nan
+from pyro_elbo_lab.mixture import Mixture, mixture_surrogate, mixture_value
+from pyro_elbo_lab.particles import Particles, Run, find_nan
+from pyro_elbo_lab.plans import Plan, Plans, Route
 from pyro_elbo_lab.quasirandom import SAMPLERS, Sampler
-from pyro_elbo_lab.sampling import StructureChangedError, draw, is_vectorizable, touching_cells
+from pyro_elbo_lab.sampling import (
+    DeeperPlatesError,
+    StructureChangedError,
+    draw,
+    is_vectorizable,
+    run_particles,
+    sites_vary,
+    sort_runs,
+    touching_cells,
+)
 from pyro_elbo_lab.state import gradients_on
-from pyro_elbo_lab.structure import FactorKey, Program, Site, Structure, analyse, aside
+from pyro_elbo_lab.structure import (
+    FactorKey,
+    Program,
+    Recall,
+    Site,
+    Structure,
+    Values,
+    analyse,
+    are_paired,
+    aside,
+    assume,
+    difference,
+    is_evaluable,
+    is_random,
+    signature,
+    summands,
+)
 from pyro_elbo_lab.target import Target, value
 
 LocalPlates = str | tuple[str, ...]
@@ -38,40 +66,30 @@ Draw = Callable[..., Particles]
 Source = Callable[[Draw, Structure, Program], Particles]
 
 
-@dataclass(frozen=True)
-class Route:
-    """How one latent's part of the objective is evaluated.
-
-    Attributes:
-        name: for `explain`.
-        reason: why not something stronger.
-        expectations: what takes the place of log-densities; empty for Monte Carlo.
-    """
-
-    name: str
-    reason: str = ""
-    expectations: Mapping[FactorKey, Expectation] = field(default_factory=dict)
-
-
 FindRoutes = Callable[[Structure, Mapping[FactorKey, Site]], Mapping[str, Route]]
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """Everything that is decided once for a (model, guide) pair."""
+_Pair = tuple[Program, Program, tuple, dict]
+_MOST_TRIES = 4
 
-    structure: Structure
-    layout: Layout
-    choices: Mapping[str, Choice]
-    routes: Mapping[str, Route]
-    sobol: quasirandom.Placement | None
+
+class _PlanAnewError(Exception):
+    """The runs were not prepared for what they turned out to be."""
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """The particles of one evaluation, in parts if their sites differ."""
+
+    parts: tuple[Particles, ...]
+    plans: tuple[Plan, ...]
 
     @property
-    def expectations(self) -> dict[FactorKey, Expectation]:
-        return {k: e for route in self.routes.values() for k, e in route.expectations.items()}
-
-    def latents_with(self, *estimators: str) -> frozenset[str]:
-        return frozenset(n for n, choice in self.choices.items() if choice.estimator in estimators)
+    def mixture(self) -> Mixture | None:
+        """The parts if there are several."""
+        if len(self.parts) == 1:
+            return None
+        return Mixture(self.parts, tuple(plan.choices for plan in self.plans))
 
 
 class Objective(ELBO):
@@ -177,7 +195,7 @@ class Objective(ELBO):
         self.sampler = sampler
         given = pyro_keywords.get("max_iarange_nesting") or pyro_keywords.get("max_plate_nesting")
         self._least_nesting = 0 if given is None or math.isinf(given) else int(given)
-        self._plans: WeakKeyDictionary[Any, WeakKeyDictionary[Any, _Plan]] = WeakKeyDictionary()
+        self._plans: WeakKeyDictionary[Any, WeakKeyDictionary[Any, Plans]] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return (
@@ -213,8 +231,7 @@ class Objective(ELBO):
             ValueError: a NaN, with the site that has it; a guide that does not fit the model.
         """
         with torch.no_grad():
-            particles, _ = self._evaluate(model, guide, args, kwargs)
-            return self._loss(particles)
+            return self._loss(self._evaluate(model, guide, args, kwargs))
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss; its gradients are added to the parameters' `.grad`.
@@ -224,9 +241,9 @@ class Objective(ELBO):
         if not torch.is_grad_enabled():
             with gradients_on():
                 return self.loss_and_grads(model, guide, *args, **kwargs)
-        particles, plan = self._evaluate(model, guide, args, kwargs)
-        loss = self._loss(particles)
-        surrogate = self._surrogate(particles, plan, model, guide, args, kwargs)
+        evaluation = self._evaluate(model, guide, args, kwargs)
+        loss = self._loss(evaluation)
+        surrogate = self._surrogate(evaluation, model, guide, args, kwargs)
         if surrogate.requires_grad:
             (-surrogate).backward(retain_graph=self.retain_graph)
         return loss
@@ -238,9 +255,9 @@ class Objective(ELBO):
 
         Takes and raises what `loss` does.
         """
-        particles, plan = self._evaluate(model, guide, args, kwargs)
-        surrogate = self._surrogate(particles, plan, model, guide, args, kwargs)
-        loss = -self.target.sign * value(particles, self.target).detach()
+        evaluation = self._evaluate(model, guide, args, kwargs)
+        surrogate = self._surrogate(evaluation, model, guide, args, kwargs)
+        loss = -self.target.sign * self._value(evaluation).detach()
         return loss - (surrogate - surrogate.detach())
 
     def explain(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Explanation:
@@ -251,7 +268,9 @@ class Objective(ELBO):
         Returns:
             A table to print.
         """
-        plan = self._make_plan(model, guide, args, kwargs)
+        plans = self._plans_of(model, guide, args, kwargs)
+        plan = self._make_plan(model, guide, args, kwargs, branching=plans.branching)
+        plans.keep(plan)
         rows = [self._explain_latent(plan, name) for name in plan.structure.latents]
         rows += [_explain_delta(plan, key) for key in plan.structure.reads if _is_delta(plan, key)]
         notes = (f"plates: {plan.layout.reason}", *plan.structure.notes)
@@ -260,67 +279,168 @@ class Objective(ELBO):
             notes += (f"the {self.num_outer} outer particles are weighted, not averaged",)
         if self.target.upper:
             notes += ("an upper bound, which is minimised",)
+        if len(plans) > 1:
+            notes += ("the sites change from run to run: these are those of one run",)
         return Explanation(repr(self), tuple(rows), notes)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("particles are drawn by pyro_elbo_lab.sampling.draw")
 
+    def _value(self, evaluation: _Evaluation) -> Tensor:
+        if mixture := evaluation.mixture:
+            return mixture_value(mixture, self.target)
+        return value(evaluation.parts[0], self.target)
+
     def _surrogate(
-        self,
-        particles: Particles,
-        plan: _Plan,
-        model: Program,
-        guide: Program,
-        args: tuple,
-        kwargs: dict,
+        self, evaluation: _Evaluation, model: Program, guide: Program, args: tuple, kwargs: dict
     ) -> Tensor:
         self.num_gradients += 1
-        surrogate = self.method.surrogate(particles, self.target, plan.choices)
+        if mixture := evaluation.mixture:
+            surrogate = mixture_surrogate(mixture, self.target)
+        else:
+            (particles,), (plan,) = evaluation.parts, evaluation.plans
+            surrogate = self.method.surrogate(particles, self.target, plan.choices)
         if self.own_term:
             surrogate = surrogate + self.own_term(model, guide, args, kwargs)
         return surrogate
 
-    def _evaluate(
-        self, model: Program, guide: Program, args: tuple, kwargs: dict
-    ) -> tuple[Particles, _Plan]:
-        known = self._recall(model, guide)
-        plan = known or self._make_plan(model, guide, args, kwargs)
-        try:
-            particles = self._draw(plan, model, guide, args, kwargs)
-        except StructureChangedError:
-            plan = self._make_plan(model, guide, args, kwargs)
-            if known and plan.structure.signature == known.structure.signature:
-                raise ValueError(_RANDOM_STRUCTURE) from None
+    def _evaluate(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> _Evaluation:
+        program = model, guide, args, kwargs
+        plans = self._plans_of(*program)
+        if not self._takes_any_sites():
+            return self._evaluate_fixed(plans, program)
+        for _ in range(_MOST_TRIES):
             try:
-                particles = self._draw(plan, model, guide, args, kwargs)
-            except StructureChangedError:
-                raise ValueError(_RANDOM_STRUCTURE) from None
-        return particles, plan
-
-    def _draw(
-        self, plan: _Plan, model: Program, guide: Program, args: tuple, kwargs: dict
-    ) -> Particles:
-        particles = partial(
-            draw,
-            model,
-            guide,
-            args,
-            kwargs,
-            structure=plan.structure,
-            layout=plan.layout,
-            num_inner=self.num_inner,
-            num_outer=self.num_outer,
-            vectorize=self.vectorize_particles,
-            max_plate_nesting=self._least_nesting,
-            detached=plan.latents_with("score", "wake"),
-            refreshed=self._refreshed(plan),
-            latent_scale=self._latent_scale(),
-            expectations=plan.expectations,
-            sobol=plan.sobol,
+                return self._evaluate_any(plans, program)
+            except DeeperPlatesError as error:
+                plans.nesting = error.nesting
+            except _PlanAnewError:
+                pass
+        raise ValueError(
+            f"{self.name}: the sites of model and guide, or the plates that have cells, change at "
+            "every run. Use local_plates=() for joint weights, or StandardELBO."
         )
-        return self.source(particles, plan.structure, guide) if self.source else particles()
 
-    def _refreshed(self, plan: _Plan) -> frozenset[str]:
+    def _takes_any_sites(self) -> bool:
+        """Whether particles may differ in their sites: their latents are prepared one by one."""
+        return self.method is UNBIASED and self.source is None and self.sampler == "random"
+
+    def _evaluate_fixed(self, plans: Plans, program: _Pair) -> _Evaluation:
+        try:
+            return self._evaluate_as(plans, plans.latest, program)
+        except StructureChangedError:  # other arguments, perhaps
+            plans.keep(self._make_plan(*program))
+        try:
+            return self._evaluate_as(plans, plans.latest, program)
+        except StructureChangedError as error:
+            raise ValueError(f"{self.name}: {error} StandardELBO takes them as they are.") from None
+
+    def _evaluate_as(self, plans: Plans, plan: Plan, program: _Pair) -> _Evaluation:
+        particles = partial(
+            draw, *program, expectations=plan.expectations, **self._options(plans, plan)
+        )
+        if not self.source:
+            return _Evaluation((particles(),), (plan,))
+        return _Evaluation((self.source(particles, plan.structure, program[1]),), (plan,))
+
+    def _evaluate_any(self, plans: Plans, program: _Pair) -> _Evaluation:
+        first = plans.latest
+        done = run_particles(
+            *program, meet=partial(self._meet, plans), **self._options(plans, first)
+        )
+        number = len(plans)
+        own = tuple(self._plan_of(run, plans, program) for run in done.runs)
+        plan = plans.latest = own[-1]
+        differ = any(other is not plan for other in own)
+        if differ or len(plans) > number:
+            self._branch(plans, program, certain=differ)
+        if not differ:
+            if plan is not first and not self._is_prepared(plan, first):
+                raise _PlanAnewError
+            particles = sort_runs(
+                done.runs, plan.structure, plan.layout, done.stack, plan.expectations
+            )
+            return _Evaluation((particles,), (plan,))
+        if any(plan.has_cells for plan in own):
+            raise self._no_cells(own)
+        alone = replace(done.stack, num_inner=1, num_outer=1)
+        return _Evaluation(
+            tuple(
+                sort_runs((run,), plan.structure, plan.layout, alone, plan.expectations)
+                for run, plan in zip(done.runs, own, strict=True)
+            ),
+            own,
+        )
+
+    def _options(self, plans: Plans, plan: Plan) -> dict[str, Any]:
+        return {
+            "structure": plan.structure,
+            "layout": plan.layout,
+            "num_inner": self.num_inner,
+            "num_outer": self.num_outer,
+            "vectorize": self.vectorize_particles,
+            "max_plate_nesting": max(self._least_nesting, plans.nesting),
+            "sums": plans.sums,
+            "detached": plan.latents_with("score", "wake"),
+            "refreshed": self._refreshed(plan),
+            "latent_scale": self._latent_scale(),
+            "sobol": plan.sobol,
+        }
+
+    def _meet(self, plans: Plans, site: Site) -> Literal["detached", "refreshed", ""]:
+        """How to prepare a latent that no plan has told of."""
+        differentiable = getattr(site["fn"], "has_rsample", False)
+        if not differentiable or self.gradient == "score" or site["name"] in plans.branching:
+            return "detached"
+        return "refreshed" if self.gradient != "pathwise" and is_evaluable(site) else ""
+
+    def _plan_of(self, run: Run, plans: Plans, program: _Pair) -> Plan:
+        found = signature(run.sites)
+        if found == plans.latest.structure.signature:
+            return plans.latest
+        plan = plans.recall(found)
+        if plan is None:
+            before = plans.latest
+            plan = self._make_plan(*program, run=run, branching=plans.branching)
+            plans.keep(plan)
+            if plan.structure.signature != found:  # it asks for sums, which this run had not
+                plans.sums = True
+                raise _PlanAnewError
+            if plan.has_cells != before.has_cells and plan.structure.escaped:
+                raise self._no_cells((before, plan))
+        return plan
+
+    def _is_prepared(self, plan: Plan, first: Plan) -> bool:
+        """Whether runs that were prepared for the first plan will do for another."""
+        scored = first.latents_with("score")
+        return all(
+            (name in scored) == (choice.estimator == "score")
+            for name, choice in plan.choices.items()
+            if name in first.choices
+        ) and (self.num_inner == 1 or all(plan.shares(n) == first.shares(n) for n in plan.choices))
+
+    def _branch(self, plans: Plans, program: _Pair, certain: bool) -> None:
+        """Give the score-function estimator, from the next evaluation on, to latents that sites
+        depend on: the derivative of a value that jumps says nothing of the jumps."""
+        latents, escaped = plans.latest.structure.latents, plans.latest.structure.escaped
+        suspects = {n for n in escaped - plans.branching if latents[n].reparameterized}
+        if self.gradient != "auto" or not suspects:
+            return
+        if certain or sites_vary(*program):
+            plans.branching |= suspects
+            plans.revise(lambda plan: self._chosen(plan, plans.branching))
+
+    def _no_cells(self, plans: tuple[Plan, ...]) -> ValueError:
+        one = next(plan for plan in plans if plan.has_cells)
+        other = next(plan for plan in plans if plan is not one)
+        found = difference(one.structure.signature, other.structure.signature)
+        return ValueError(
+            f"{self.name}: the sites of model and guide change with the latents ({found}), but "
+            f"cells with weights of their own ({one.layout.reason}) need the same sites in all "
+            "particles. Use local_plates=() for joint weights, or StandardELBO."
+        )
+
+    def _refreshed(self, plan: Plan) -> frozenset[str]:
         doubly = plan.latents_with("doubly_reparameterized", "doubly_reparameterized_wake")
         return doubly & plan.layout.local if self.target.outer is mean else doubly
 
@@ -329,34 +449,90 @@ class Objective(ELBO):
             return self.kl_weight
         return self.kl_weight(self.num_gradients)
 
-    def _recall(self, model: Program, guide: Program) -> _Plan | None:
+    def _plans_of(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> Plans:
         try:
-            return self._plans.get(model, WeakKeyDictionary()).get(guide)
+            known = self._plans.get(model, WeakKeyDictionary()).get(guide)
         except TypeError:  # not weakly referable: planned anew every time
-            return None
+            known = None
+        if known:
+            return known
+        plans = Plans(self._make_plan(model, guide, args, kwargs))
+        self._warn_of_mixed_particles(plans.latest.structure, model, guide, args, kwargs)
+        self._branch(plans, (model, guide, args, kwargs), certain=False)
+        with suppress(TypeError):  # as above
+            self._plans.setdefault(model, WeakKeyDictionary())[guide] = plans
+        return plans
 
-    def _make_plan(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> _Plan:
-        structure, sites = analyse(model, guide, args, kwargs)
-        self._warn_of_mixed_particles(structure, model, guide, args, kwargs)
-        layout = self._lay_out(structure, model, guide, args, kwargs)
-        choices = self.method.choose(structure, layout, self.gradient, self.target)
-        sobol = None
+    def _make_plan(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple,
+        kwargs: dict,
+        run: Run | None = None,
+        branching: frozenset[str] = frozenset(),
+    ) -> Plan:
+        program = model, guide, args, kwargs
+        recall = {} if run is None else run.recalled | self._draws_of(run)
+        try:
+            structure, sites = analyse(*program, recall, lenient=self._is_linear())
+        except AssertionError as error:  # it insists on the shapes of its own runs
+            run = run or self._first_run(program, error)
+            structure, sites = assume(run.sites), dict(run.sites)
+        if run and structure.signature != signature(run.sites) and not _lacks_sums(run, structure):
+            structure, sites = assume(run.sites), dict(run.sites)
+        layout = self._lay_out(structure, program, recall)
+        routes = self.find_routes(structure, sites) if self.find_routes else {}
+        plan = self._chosen(Plan(structure, layout, {}, routes, None), branching)
         if self.sampler == "sobol":
             numbers = self.num_inner, self.num_outer
-            program = model, guide, args, kwargs
-            sobol = quasirandom.place(structure, layout, choices, *numbers, program)
-        routes = self.find_routes(structure, sites) if self.find_routes else {}
-        for name, route in routes.items():
-            if route.expectations and choices[name].estimator == "doubly_reparameterized":
-                choices[name] = Choice("pathwise", "log q is averaged exactly")
-        plan = _Plan(structure, layout, choices, routes, sobol)
-        with suppress(TypeError):  # not weakly referable: planned anew every time
-            self._plans.setdefault(model, WeakKeyDictionary())[guide] = plan
+            sobol = quasirandom.place(structure, layout, plan.choices, *numbers, program)
+            plan = replace(plan, sobol=sobol)
         return plan
 
-    def _lay_out(
-        self, structure: Structure, model: Program, guide: Program, args: tuple, kwargs: dict
-    ) -> Layout:
+    def _first_run(self, program: _Pair, error: AssertionError) -> Run:
+        """A run as it will be, of which nothing is known before."""
+        if not self._takes_any_sites():
+            raise error
+        with aside():
+            done = run_particles(
+                *program,
+                structure=assume({}),
+                layout=linear(),
+                num_inner=self.num_inner,
+                num_outer=self.num_outer,
+                vectorize=self.vectorize_particles,
+                max_plate_nesting=self._least_nesting,
+                sums=True,
+            )
+        (run, *_) = done.runs
+        if not are_paired(run.sites):
+            raise error
+        return run
+
+    def _chosen(self, plan: Plan, branching: frozenset[str]) -> Plan:
+        """The plan with the estimators of its latents."""
+        latents = {
+            name: replace(latent, reparameterized=latent.reparameterized and name not in branching)
+            for name, latent in plan.structure.latents.items()
+        }
+        structure = replace(plan.structure, latents=latents)
+        choices = self.method.choose(structure, plan.layout, self.gradient, self.target)
+        for name, route in plan.routes.items():
+            if route.expectations and choices[name].estimator == "doubly_reparameterized":
+                choices[name] = Choice("pathwise", "log q is averaged exactly")
+        for name in branching & choices.keys():
+            choices[name] = Choice("score", "the sites of the program depend on it")
+        return replace(plan, choices=choices)
+
+    def _draws_of(self, run: Run) -> Values:
+        """The draws of the guide, as far as sites may depend on them."""
+        if self.vectorize_particles and self.num_inner * self.num_outer > 1:
+            return {}
+        sites = {key.name: site for key, site in run.sites.items() if key.side == "guide"}
+        return {name: site["value"].detach() for name, site in sites.items() if is_random(site)}
+
+    def _lay_out(self, structure: Structure, program: _Pair, recall: Values) -> Layout:
         if self.weights == "joint":
             return joint(structure, f"{self.name} has one weight over all sites")
         if self.weights == "cells" and self._is_linear():
@@ -367,10 +543,8 @@ class Objective(ELBO):
             return joint(structure, f"{self.name} weighs every latent, also '{min(shared)}'")
         if not any(layout.cells.values()):
             return layout
-        with aside(), torch.enable_grad():
-            particles = draw(
-                model, guide, args, kwargs, structure=structure, layout=layout, leaves=True
-            )
+        with aside(Recall(recall)), torch.enable_grad():
+            particles = draw(*program, structure=structure, layout=layout, leaves=True)
             name = touching_cells(particles)
         if name is None:
             return layout
@@ -396,7 +570,11 @@ class Objective(ELBO):
             return
         if not all(latent.evaluable for latent in structure.latents.values()):
             return
-        if not is_vectorizable(model, guide, args, kwargs):
+        try:
+            alike = is_vectorizable(model, guide, args, kwargs)
+        except AssertionError:  # it insists on the shapes of many particles, and knows of them
+            return
+        if not alike:
             warnings.warn(
                 f"{self.name}: vectorized particles do not score as they do one by one. Either "
                 "model or guide mixes dimensions (index them from the right, and declare batch "
@@ -405,10 +583,13 @@ class Objective(ELBO):
                 stacklevel=6,
             )
 
-    def _loss(self, particles: Particles) -> float:
-        loss = -self.target.sign * value(particles, self.target).item()
+    def _loss(self, evaluation: _Evaluation) -> float:
+        loss = -self.target.sign * self._value(evaluation).item()
         if math.isnan(loss):
-            found = find_nan(particles) or "infinite log-densities of opposite signs cancel"
+            found = (
+                next(filter(None, map(find_nan, evaluation.parts)), None)
+                or "infinite log-densities of opposite signs cancel"
+            )
             raise ValueError(
                 f"The loss of {self.name} is NaN: {found}. Check the data for NaN, the parameters "
                 "for a learning rate that is too large, and the guide's support."
@@ -417,7 +598,7 @@ class Objective(ELBO):
             warnings.warn(f"The loss of {self.name} is {loss}.", stacklevel=3)
         return loss
 
-    def _explain_latent(self, plan: _Plan, name: str) -> Row:
+    def _explain_latent(self, plan: Plan, name: str) -> Row:
         latent, choice = plan.structure.latents[name], plan.choices[name]
         cells = plan.layout.cells.get(FactorKey("guide", name))
         place = "shared"
@@ -435,18 +616,18 @@ class Objective(ELBO):
         )
 
 
-def _is_delta(plan: _Plan, key: FactorKey) -> bool:
+def _is_delta(plan: Plan, key: FactorKey) -> bool:
     in_model = key.name in plan.structure.parents
     return key.side == "guide" and in_model and key.name not in plan.structure.latents
 
 
-def _explain_delta(plan: _Plan, key: FactorKey) -> Row:
+def _explain_delta(plan: Plan, key: FactorKey) -> Row:
     sources = ", ".join(sorted(plan.structure.reads[key])) or "parameters only"
     return Row(key.name, "Delta", "-", "-", "pathwise", "Monte Carlo", f"a function of {sources}")
 
 
-_RANDOM_STRUCTURE = (
-    "The sites of model and guide, or their plates, differ from run to run on the same arguments. "
-    "Objectives need the same sites at every run: give every branch the same sample sites "
-    "(poutine.mask switches one off), or use pyro.infer.Trace_ELBO."
-)
+def _lacks_sums(run: Run, structure: Structure) -> bool:
+    """Whether sites that are to be summed out were drawn."""
+    sites = (summands(key, site) for key, site in run.sites.items())
+    summed = {key.name for parts in sites for key, site in parts.items() if is_enumerated(site)}
+    return not summed.issuperset(structure.enumerated)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_elbo_lab.enumeration import log_density
 from pyro_elbo_lab.layout import Cells, Layout
-from pyro_elbo_lab.structure import PARTICLE_PLATE, FactorKey, Latent, Site, Structure
+from pyro_elbo_lab.structure import PARTICLE_PLATE, FactorKey, Latent, Site, Structure, Values
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,14 @@ class Run:
         densities: their log-densities, unscaled and without mask, (*batch).
         expected: the exact expectations that take the place of some of these.
         model_trace: the trace of the model.
+        recalled: the subsamples of plates, from `structure.to_recall`.
     """
 
     sites: Mapping[FactorKey, Site]
     densities: Mapping[FactorKey, Tensor]
     expected: Mapping[FactorKey, Tensor]
     model_trace: Trace
+    recalled: Values
 
 
 @dataclass(frozen=True)
@@ -278,8 +280,10 @@ def find_nan(particles: Particles) -> str | None:
 def _score(key: FactorKey, run: Run) -> Tensor:
     site = run.sites[key]
     density = run.expected.get(key, run.densities[key])
-    allowed = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
-    for dim in range(-density.dim(), 0):
+    frames = [f for f in site["cond_indep_stack"] if f.vectorized]
+    allowed = {f.dim for f in frames}
+    own = [f.dim for f in frames if f.name != PARTICLE_PLATE]
+    for dim in range(-density.dim(), min(own, default=0)):
         if density.shape[dim] != 1 and dim not in allowed:
             raise ValueError(
                 f"Site '{key.name}' of the {key.side} has batch shape {tuple(density.shape)}, but "

@@ -6,15 +6,15 @@ estimators need "with z held fixed" is derived from the same run by automatic di
 """
 
 import math
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_elbo_lab.enumeration import is_enumerated, log_density
@@ -33,26 +33,61 @@ from pyro_elbo_lab.structure import (
     PARTICLE_PLATE,
     FactorKey,
     Program,
+    Recall,
     Site,
     Structure,
+    Values,
     analyse,
     aside,
+    difference,
     factors,
     first_enumerated_dim,
+    is_random,
     is_subsample,
     run,
     signature,
+    to_recall,
 )
 
-Values = dict[str, Tensor]
+_PROBES = 8
+Meet = Callable[[Site], Literal["detached", "refreshed", ""]]
 
 
-class StructureChangedError(Exception):
+class StructureChangedError(ValueError):
     """The program has other sites than the structure that it was run with."""
 
 
+class DeeperPlatesError(StructureChangedError):
+    """A run has more nested plates than dimensions were left to it.
+
+    Attributes:
+        nesting: the dimensions that its plates take.
+    """
+
+    def __init__(self, nesting: int) -> None:
+        super().__init__(
+            f"The plates of one run take {nesting} dimensions, more than those of an earlier run: "
+            f"pass max_plate_nesting={nesting}."
+        )
+        self.nesting = nesting
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs of all particles, each perhaps with sites of its own.
+
+    Attributes:
+        runs: one if all particles run at once, else one for each, those of the first inner
+            particle first.
+        stack: gives densities of all runs the shape (K, M, *plates).
+    """
+
+    runs: tuple[Run, ...]
+    stack: Stack
+
+
 @contextmanager
-def _naming_vectorization(num: int) -> Iterator[None]:
+def _naming_vectorization(num: int, nesting: int) -> Iterator[None]:
     """Add to an error of a program that was not written for vectorised particles what to do."""
     try:
         yield
@@ -64,9 +99,74 @@ def _naming_vectorization(num: int) -> Iterator[None]:
                 "with random weights, needs vectorize_particles=False."
             )
         raise
+    except ValueError as error:
+        if "collide" in str(error) and PARTICLE_PLATE in str(error):
+            raise DeeperPlatesError(nesting + 1) from error
+        raise
 
 
 def draw(
+    model: Program,
+    guide: Program,
+    args: tuple,
+    kwargs: dict,
+    *,
+    structure: Structure,
+    layout: Layout,
+    expectations: Mapping[FactorKey, Expectation] | None = None,
+    **options: Any,
+) -> Particles:
+    """Run guide and model for all particles and sort their log-densities into the layout.
+
+    Args:
+        model: a Pyro model.
+        guide: a Pyro guide.
+        args: positional arguments of both.
+        kwargs: keyword arguments of both.
+        structure: their dependencies, from `structure.analyse`.
+        layout: from `layout`.
+        expectations: exact expectations that replace log-densities.
+        options: those of `run_particles`.
+
+    Returns:
+        The particles.
+
+    Raises:
+        StructureChangedError: the sites are not those of `structure`.
+        ValueError: a site's shape does not fit its plates; too many dimensions for Sobol points.
+    """
+    done = run_particles(model, guide, args, kwargs, structure=structure, layout=layout, **options)
+    for one in done.runs:
+        found = signature(one.sites)
+        if found != structure.signature:
+            raise StructureChangedError(
+                "The sites of model and guide, or their plates, differ from run to run: "
+                f"{difference(structure.signature, found)}. Here all runs must have the same: "
+                "give every branch the same sample sites (poutine.mask switches one off)."
+            )
+    return sort_runs(done.runs, structure, layout, done.stack, expectations or {})
+
+
+def sort_runs(
+    runs: tuple[Run, ...],
+    structure: Structure,
+    layout: Layout,
+    stack: Stack,
+    expectations: Mapping[FactorKey, Expectation],
+) -> Particles:
+    """Sort the log-densities of runs that have the sites of `structure` into the layout."""
+    if expectations:
+        runs = tuple(
+            replace(
+                run,
+                expected={k: e.evaluate(run.sites[k], run.sites) for k, e in expectations.items()},
+            )
+            for run in runs
+        )
+    return sort(runs, structure, layout, stack, expectations)
+
+
+def run_particles(
     model: Program,
     guide: Program,
     args: tuple,
@@ -78,15 +178,16 @@ def draw(
     num_outer: int = 1,
     vectorize: bool = False,
     max_plate_nesting: int = 0,
+    sums: bool = False,
     detached: frozenset[str] = frozenset(),
     refreshed: frozenset[str] = frozenset(),
+    meet: Meet | None = None,
     leaves: bool = False,
     latent_scale: float | Tensor = 1.0,
-    expectations: Mapping[FactorKey, Expectation] | None = None,
     sobol: Placement | None = None,
     given: Values | None = None,
-) -> Particles:
-    """Run guide and model for all particles and sort their log-densities into the layout.
+) -> Runs:
+    """Run guide and model for all particles.
 
     Every particle sees the same subsample of every plate, and the K inner particles of an outer
     one see the same shared latents.
@@ -96,75 +197,97 @@ def draw(
         guide: a Pyro guide.
         args: positional arguments of both.
         kwargs: keyword arguments of both.
-        structure: their dependencies, from `structure.analyse`.
+        structure: what is known of them; the runs may have other sites.
         layout: from `layout`.
         num_inner: K.
         num_outer: M.
         vectorize: run all particles at once in an outermost plate.
         max_plate_nesting: at least this many dimensions are left to the program's own plates.
+        sums: sum out sites that ask for it even if `structure` has none.
         detached: latents whose draws are cut from the graph (score-function estimator).
         refreshed: latents whose draws are passed on as new tensors, so that a flow evaluates
             log q through its inverse and not from its cache.
+        meet: which of the two a latent is that `structure` does not have.
         leaves: make every draw a leaf of the graph, so that factors depend on each other through
             nothing but their own latents.
         latent_scale: multiplies log q and the log p of latents, as a user's own scale would.
-        expectations: exact expectations that replace log-densities.
         sobol: where scrambled Sobol points replace Gaussian noise, from `quasirandom.place`.
         given: values of latents of the guide that take the place of its draws, each with a leading
             dimension for the particles.
 
-    Returns:
-        The particles.
-
     Raises:
-        StructureChangedError: the sites are not those of `structure`.
-        ValueError: a site's shape does not fit its plates; too many dimensions for Sobol points.
+        DeeperPlatesError: plates that leave no dimension to vectorised particles or sums.
+        ValueError: too many dimensions for Sobol points.
     """
     num = num_inner * num_outer
     nesting = max(structure.max_plate_nesting, max_plate_nesting)
     shared = frozenset(structure.latents.keys() - layout.local) if num_inner > 1 else frozenset()
 
-    enumerate_from = first_enumerated_dim(nesting) if structure.enumerated else None
-    expectations, given = expectations or {}, given or {}
+    at_once = vectorize and num > 1
+    summed = bool(structure.enumerated) or sums
+    enumerate_from = first_enumerated_dim(nesting, at_once) if summed else None
+    given = given or {}
     if vectorize and shared:
         _refuse_shared_flows(structure, shared)
 
     def once(tied: frozenset[str], fresh: frozenset[str], replaced: Values) -> tuple[Run, Values]:
         latents = frozenset(structure.latents)
-        given_to = _Given(replaced, num if vectorize and num > 1 else None, nesting)
-        prepare = _Prepare(latents, tied, num_inner, detached, fresh, leaves, given_to)
+        given_to = _Given(replaced, num if at_once else None, nesting)
+        prepare = _Prepare(latents, tied, num_inner, detached, fresh, meet, leaves, given_to)
         unscaled = isinstance(latent_scale, float | int) and latent_scale == 1
         with nullcontext() if unscaled else _ScaleLatents(latent_scale):
             model_trace, guide_trace = run(model, guide, args, kwargs, prepare, enumerate_from)
         sites = factors(model_trace, guide_trace)
-        if signature(sites) != structure.signature:
-            raise StructureChangedError
+        if at_once or summed:
+            _check_nesting(sites, nesting)
         densities = {key: log_density(site, site["value"]) for key, site in sites.items()}
-        expected = {k: e.evaluate(sites[k], sites) for k, e in expectations.items()}
-        values = _to_recall(model_trace, guide_trace, shared)
-        return Run(sites, densities, expected, model_trace), values
+        subsamples = to_recall(model_trace, guide_trace, ())
+        values = to_recall(model_trace, guide_trace, shared)
+        return Run(sites, densities, {}, model_trace, subsamples), values
 
     runs = []
     nets = Nets(sobol, num_inner, num_outer)
     if vectorize:
         plate = pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1) if num > 1 else nullcontext()
-        with nets.all_particles(), plate, _naming_vectorization(num):
+        with nets.all_particles(), plate, _naming_vectorization(num, nesting):
             runs.append(once(shared, refreshed, given)[0])
     else:
         earlier: dict[int, Values] = {}
         subsamples: Values = {}
         for particle in range(num):
             inner, outer = divmod(particle, num_outer)
-            with nets.particle(particle), _Recall(earlier[outer] if inner else subsamples):
+            with nets.particle(particle), Recall(earlier[outer] if inner else subsamples):
                 # what is recalled stays one tensor, so that no path through it counts twice
                 fresh = refreshed - shared if inner else refreshed
                 own = {name: value[particle] for name, value in given.items()}
                 one, values = once(frozenset(), fresh, own)
             runs.append(one)
             earlier.setdefault(outer, values)
-            subsamples = {n: v for n, v in earlier[0].items() if n not in shared}
-    stack = Stack(num_inner, num_outer, nesting, vectorize)
-    return sort(tuple(runs), structure, layout, stack, expectations)
+            subsamples |= {n: v for n, v in values.items() if n not in shared}
+    return Runs(tuple(runs), Stack(num_inner, num_outer, nesting, vectorize))
+
+
+def _check_nesting(sites: Mapping[FactorKey, Site], nesting: int) -> None:
+    frames = [f for site in sites.values() for f in site["cond_indep_stack"]]
+    deepest = max((-f.dim for f in frames if f.vectorized and f.name != PARTICLE_PLATE), default=0)
+    if deepest > nesting:
+        raise DeeperPlatesError(deepest)
+
+
+def sites_vary(model: Program, guide: Program, args: tuple, kwargs: dict) -> bool:
+    """Whether some runs on the same subsamples have other sites than the first.
+
+    Args:
+        model: a Pyro model.
+        guide: a Pyro guide.
+        args: positional arguments of both.
+        kwargs: keyword arguments of both.
+    """
+    with aside(), torch.no_grad():
+        first = run(model, guide, args, kwargs)
+        with Recall(to_recall(*first, ())):
+            others = [run(model, guide, args, kwargs) for _ in range(_PROBES)]
+    return any(signature(factors(*t)) != signature(factors(*first)) for t in others)
 
 
 def is_vectorizable(model: Program, guide: Program, args: tuple, kwargs: dict) -> bool:
@@ -182,22 +305,28 @@ def is_vectorizable(model: Program, guide: Program, args: tuple, kwargs: dict) -
         kwargs: keyword arguments of both.
     """
     with aside(), torch.no_grad():
-        structure, single = analyse(model, guide, args, kwargs)
+        subsamples = to_recall(*run(model, guide, args, kwargs), ())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # who asks has heard them
+            structure, single = analyse(model, guide, args, kwargs, subsamples, lenient=True)
         options: dict[str, Any] = {"structure": structure, "layout": linear()}
         try:
-            both = draw(model, guide, args, kwargs, num_outer=2, vectorize=True, **options)
+            with Recall(subsamples):
+                both = draw(model, guide, args, kwargs, num_outer=2, vectorize=True, **options)
         except (RuntimeError, ValueError, IndexError, AssertionError):
             return False
         for i in range(2):
-            trace = both.runs[0].model_trace
-            values = _to_recall(trace, trace, frozenset())
+            values = dict(subsamples)
             for name in structure.latents:
                 key = FactorKey("guide", name)
                 values[name] = (
                     both.runs[0].sites[key]["value"][i].reshape(single[key]["value"].shape)
                 )
-            with _Recall(values):
-                alone = draw(model, guide, args, kwargs, **options)
+            try:
+                with Recall(values):
+                    alone = draw(model, guide, args, kwargs, **options)
+            except StructureChangedError:
+                return False
             for one, two in zip(alone.shared, both.shared, strict=True):
                 if not torch.allclose(one.value[0].sum(), two.value[i].sum(), rtol=1e-3, atol=1e-3):
                     return False
@@ -301,6 +430,7 @@ class _Prepare(Messenger):
         num_inner: int,
         detached: frozenset[str],
         refreshed: frozenset[str],
+        meet: Meet | None,
         leaves: bool,
         given: _Given,
     ) -> None:
@@ -311,6 +441,7 @@ class _Prepare(Messenger):
         self.num_inner = num_inner
         self.detached = detached
         self.refreshed = refreshed
+        self.meet = meet
         self.leaves = leaves
 
     def _pyro_sample(self, msg: Site) -> None:
@@ -321,6 +452,8 @@ class _Prepare(Messenger):
     def _pyro_post_sample(self, msg: Site) -> None:
         name, value = msg["name"], msg["value"]
         if name not in self.latents:
+            if self.meet and is_random(msg) and not is_subsample(msg):
+                msg["value"] = _changed(value, self.meet(msg))
             return
         if name in self.tied:
             inner = value.reshape(self.num_inner, -1, *value.shape[1:])
@@ -334,6 +467,12 @@ class _Prepare(Messenger):
         msg["value"] = value
 
 
+def _changed(value: Tensor, how: str) -> Tensor:
+    if how == "detached":
+        return value.detach()
+    return value.view_as(value) if how == "refreshed" else value
+
+
 class _ScaleLatents(Messenger):
     """Multiplies the scale of all sites but the model's observations and what is summed out, which
     is a part of their density."""
@@ -345,24 +484,3 @@ class _ScaleLatents(Messenger):
     def _pyro_sample(self, msg: Site) -> None:
         if not msg["is_observed"] and not is_enumerated(msg):
             msg["scale"] = self.scale * msg["scale"]
-
-
-class _Recall(Messenger):
-    """Gives sites the values of an earlier run. Unlike `poutine.replay` it leaves a site's `infer`
-    alone, where a GuideMessenger keeps the prior of this run."""
-
-    def __init__(self, values: Values) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Site) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
-            msg["done"] = True
-            msg["value"] = self.values[msg["name"]]
-
-
-def _to_recall(model_trace: Trace, guide_trace: Trace, latents: frozenset[str]) -> Values:
-    """The subsamples of all plates, and the draws of the named latents."""
-    sites = [*model_trace.nodes.items(), *guide_trace.nodes.items()]
-    values = {name: site["value"] for name, site in sites if is_subsample(site)}
-    return values | {name: guide_trace.nodes[name]["value"] for name in latents}

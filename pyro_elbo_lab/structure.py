@@ -11,7 +11,7 @@ Together with `particles` this is the only module that runs programs under Pyro'
 
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -19,10 +19,12 @@ from typing import Any, Literal, NamedTuple
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer.util import is_validation_enabled
 from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.util import check_model_guide_match
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyro_elbo_lab.dims import delta
@@ -36,9 +38,11 @@ from pyro_elbo_lab.enumeration import (
     marginalise,
     variable,
 )
+from pyro_elbo_lab.state import random_states_kept
 
 Side = Literal["model", "guide"]
 Program = Callable[..., Any]
+Values = dict[str, Tensor]
 
 PARTICLE_PLATE = "num_particles_vectorized"
 
@@ -48,6 +52,10 @@ class FactorKey(NamedTuple):
 
     side: Side
     name: str
+
+
+Reads = Mapping[FactorKey, frozenset[str]]
+Dependencies = tuple[Reads, Reads, frozenset[str]]
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,7 @@ class Structure:
         plate_dims: the dimension of every vectorised plate; outermost plates first.
         sums: for every factor of sites that are summed together these sites' names.
         enumerated: names of the model's sites that are summed out.
+        escaped: the latents that became Python numbers or branches of the program.
         signature: what must not change between runs for this record to hold.
     """
 
@@ -101,6 +110,7 @@ class Structure:
     plate_dims: Mapping[str, int]
     sums: Mapping[FactorKey, tuple[str, ...]]
     enumerated: tuple[str, ...]
+    escaped: frozenset[str]
     signature: tuple[Any, ...]
 
     @property
@@ -238,8 +248,63 @@ def signature(sites: Mapping[FactorKey, Site]) -> tuple[Any, ...]:
     )
 
 
+def difference(expected: tuple[Any, ...], found: tuple[Any, ...]) -> str:
+    """The first difference of two signatures in words, with the site's name."""
+    one, other = ({row[0]: row[1:] for row in rows} for rows in (expected, found))
+    for key in [*other, *one]:
+        where = f"'{key.name}' of the {key.side}"
+        if key not in one:
+            return f"site {where} was not there before"
+        if key not in other:
+            return f"site {where} is missing"
+        if one[key] != other[key]:
+            (_, _, before, *_), (_, _, now, *_) = one[key], other[key]
+            if before != now:
+                return f"site {where} is in the plates {list(now)}, before in {list(before)}"
+            return f"site {where} is of another kind than before"
+    return "the sites come in another order"
+
+
+class Recall(Messenger):
+    """Gives sites the values of an earlier run. Unlike `poutine.replay` it leaves a site's `infer`
+    alone, where a GuideMessenger keeps the prior of this run."""
+
+    def __init__(self, values: Values) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if msg["is_observed"] or msg["done"]:  # such as by replay, whose value knows its origin
+            return
+        value = self.values.get(_recalled_as(msg))
+        if value is not None:
+            msg["done"] = True
+            msg["value"] = value
+
+
+def to_recall(model_trace: Any, guide_trace: Any, latents: Collection[str]) -> Values:
+    """The subsamples of all plates, and the draws of the named latents."""
+    sites = [*model_trace.nodes.items(), *guide_trace.nodes.items()]
+    values = {_recalled_as(site): site["value"] for _, site in sites if is_subsample(site)}
+    drawn = guide_trace.nodes
+    return values | {name: drawn[name]["value"] for name in latents if name in drawn}
+
+
+def _recalled_as(site: Site) -> str:
+    """A plate of another size is another plate, whose subsample has to be drawn."""
+    if not is_subsample(site):
+        return site["name"]
+    return f"{site['name']} {site['fn'].subsample_size} of {site['fn'].size}"
+
+
 def analyse(
-    model: Program, guide: Program, args: tuple, kwargs: dict
+    model: Program,
+    guide: Program,
+    args: tuple,
+    kwargs: dict,
+    recall: Values | None = None,
+    *,
+    lenient: bool = False,
 ) -> tuple[Structure, dict[FactorKey, Site]]:
     """Run model and guide twice, without touching the random state, and record their structure.
 
@@ -248,6 +313,8 @@ def analyse(
         guide: a Pyro guide.
         args: positional arguments of both.
         kwargs: keyword arguments of both.
+        recall: from `to_recall`, what decides the structure of programs whose sites vary.
+        lenient: warn of sites of the guide that the model does not have or observes, as Pyro does.
 
     Returns:
         The dependencies, and the sites of the first run.
@@ -257,14 +324,17 @@ def analyse(
             where shapes disagree, or where sites cannot be summed out as they ask to be.
         NotImplementedError: a site asks for an enumeration that is not done here.
     """
-    with aside():
+    given = recall or {}
+    with aside(Recall(given)):
         model_trace, guide_trace = run(model, guide, args, kwargs)
+    recall = to_recall(model_trace, guide_trace, ()) | given
     _check_messenger(model, guide, guide_trace, args, kwargs)
-    enumerated = _check(model_trace, guide_trace)
+    enumerated = _check(model_trace, guide_trace, lenient)
     drawn = factors(model_trace, guide_trace)
-    plate_dims = {f.name: f.dim for site in drawn.values() for f in _plates(site)}
     try:
-        direct, params, escaped = _follow(model, guide, args, kwargs, enumerated)
+        found = _follow(model, guide, args, kwargs, enumerated, recall)
+        if found[0].keys() != drawn.keys():
+            raise RuntimeError("the sites change with more than the random numbers of Pyro")
     except Exception as error:
         warnings.warn(
             f"Could not follow what depends on what ({type(error).__name__}: {error}). Every site "
@@ -272,9 +342,61 @@ def analyse(
             "an analytic KL are exact.",
             stacklevel=2,
         )
-        none = dict.fromkeys(drawn, frozenset[str]())
-        everything = frozenset(k.name for k, s in drawn.items() if k.side == "guide")
-        direct, params, escaped = none, none, everything
+        found = None
+    sites = drawn
+    if enumerated:
+        nesting = max((-f.dim for site in drawn.values() for f in _plates(site)), default=0)
+        sites = _sum_out(
+            model, guide, args, kwargs, enumerated, first_enumerated_dim(nesting), recall
+        )
+        if found:
+            _check_reach(sites, found[0])
+    return _build(drawn, sites, enumerated, found, bool(given)), sites
+
+
+def are_paired(sites: Mapping[FactorKey, Site]) -> bool:
+    """Whether every latent of the model that is not summed out is drawn in the guide, and every
+    site of the guide is a latent of the model."""
+    parts = {k: s for key, site in sites.items() for k, s in summands(key, site).items()}
+    latent = {
+        key.name
+        for key, site in parts.items()
+        if key.side == "model" and not (site["is_observed"] or is_enumerated(site))
+    }
+    return latent == {key.name for key in parts if key.side == "guide"}
+
+
+def assume(sites: Mapping[FactorKey, Site]) -> Structure:
+    """The structure of one run of which nothing is known but its sites: each may depend on every
+    latent.
+
+    Args:
+        sites: from `factors`.
+    """
+    drawn = {k: s for key, site in sites.items() for k, s in summands(key, site).items()}
+    enumerated = tuple(
+        key.name for key, site in drawn.items() if key.side == "model" and is_enumerated(site)
+    )
+    return _build(drawn, sites, enumerated, None, False)
+
+
+def _build(
+    drawn: Mapping[FactorKey, Site],
+    sites: Mapping[FactorKey, Site],
+    enumerated: tuple[str, ...],
+    found: Dependencies | None,
+    recalled: bool,
+) -> Structure:
+    """The record of sites as they are drawn and, in the second argument, summed out."""
+    plate_dims = {f.name: f.dim for site in drawn.values() for f in _plates(site)}
+    everything = frozenset(k.name for k in drawn if k.side == "guide")
+    none = dict.fromkeys(drawn, frozenset[str]())
+    direct, params, escaped = found or (none, none, everything)
+    from_python = escaped if found else frozenset[str]()
+    opaque = recalled and not all(
+        is_evaluable(s) for k, s in drawn.items() if k.side == "guide" and is_random(s)
+    )  # the draw of such a flow tells what it depends on, but here it was given
+    escaped = everything if opaque else escaped
     latents: dict[str, Latent] = {}
     for key, site in drawn.items():
         if key.side == "guide" and is_random(site):
@@ -286,7 +408,7 @@ def analyse(
                 upstream=upstream,
                 generation=1 + max((latents[u].generation for u in upstream), default=-1),
                 reparameterized=bool(getattr(site["fn"], "has_rsample", False)),
-                evaluable=_is_evaluable(site),
+                evaluable=is_evaluable(site),
                 dtype=site["value"].dtype,
                 device=site["value"].device,
             )
@@ -294,15 +416,13 @@ def analyse(
         key: ((direct[key] | escaped) & latents.keys()) | ({key.name} & latents.keys())
         for key in drawn
     }
-    sites = drawn
-    if enumerated:
-        first_dim = first_enumerated_dim(max((-d for d in plate_dims.values()), default=0))
-        sites = _sum_out(model, guide, args, kwargs, enumerated, first_dim)
-        _check_reach(sites, direct)
     parts = {key: summands(key, site) for key, site in sites.items()}
-    structure = Structure(
+    return Structure(
         latents=latents,
-        reads={key: frozenset().union(*map(reads.__getitem__, parts[key])) for key in sites},
+        reads={
+            key: frozenset().union(*(reads.get(part, latents.keys()) for part in parts[key]))
+            for key in sites
+        },
         plates={key: frozenset(f.name for f in _plates(site)) for key, site in sites.items()},
         parents={
             key.name: (params[key] | escaped) & latents.keys() - {key.name}
@@ -316,9 +436,9 @@ def analyse(
             if isinstance(site["fn"], Marginal)
         },
         enumerated=enumerated,
+        escaped=from_python & latents.keys(),
         signature=signature(sites),
     )
-    return structure, sites
 
 
 def hide_enumerated(model: Program) -> Program:
@@ -326,27 +446,40 @@ def hide_enumerated(model: Program) -> Program:
     return poutine.block(model, hide_fn=lambda msg: _mark(msg) == "parallel")
 
 
-def first_enumerated_dim(nesting: int) -> int:
-    """The rightmost dimension for enumerated sites: left of the plates and the particles."""
-    return -nesting - 2
+def first_enumerated_dim(nesting: int, at_once: bool = False) -> int:
+    """The rightmost dimension for enumerated sites: left of the plates and, if they run at once,
+    the particles."""
+    return -nesting - 2 if at_once else -nesting - 1
 
 
 def _follow(
-    model: Program, guide: Program, args: tuple, kwargs: dict, enumerated: tuple[str, ...]
-) -> tuple[dict[FactorKey, frozenset[str]], dict[FactorKey, frozenset[str]], frozenset[str]]:
+    model: Program,
+    guide: Program,
+    args: tuple,
+    kwargs: dict,
+    enumerated: tuple[str, ...],
+    recall: Values,
+) -> Dependencies:
     """For every factor the latents that it reads, the same for its parameters alone, and the
     latents that left the tensor world. Enumerated sites, here drawn, count as read too."""
     if enumerated:
         model = _CarryEnumerated(enumerated)(model)
-    with (
-        aside(),
-        torch.no_grad(),
-        pyro.validation_enabled(False),
-        _Escapes() as escapes,
-    ):
-        carried = factors(*run(model, guide, args, kwargs, while_guiding=_CarryNames()))
-        direct = {key: _provenance(site, site["value"]) for key, site in carried.items()}
-        params = {key: _provenance(site, _plain(site)) for key, site in carried.items()}
+    for grad in (False, True):  # most programs need none, some differentiate something themselves
+        with (
+            aside(Recall(recall)),
+            torch.set_grad_enabled(grad),
+            pyro.validation_enabled(False),
+            _Escapes() as escapes,
+        ):
+            try:
+                carried = factors(*run(model, guide, args, kwargs, while_guiding=_CarryNames()))
+                direct = {key: _provenance(site, site["value"]) for key, site in carried.items()}
+                params = {key: _provenance(site, _plain(site)) for key, site in carried.items()}
+            except RuntimeError:
+                if grad:
+                    raise
+            else:
+                break
     return direct, params, escapes.names
 
 
@@ -357,9 +490,10 @@ def _sum_out(
     kwargs: dict,
     enumerated: tuple[str, ...],
     first_dim: int,
+    recall: Values,
 ) -> dict[FactorKey, Site]:
     try:
-        with aside():
+        with aside(Recall(recall)):
             traces = run(model, guide, args, kwargs, first_enumerated_dim=first_dim)
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
         raise ValueError(
@@ -394,10 +528,13 @@ def _check_reach(
 
 
 @contextmanager
-def aside() -> Iterator[None]:
-    """Run programs without a trace of it: random state and enclosing handlers do not notice."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices), poutine.block():
+def aside(within: AbstractContextManager[Any] | None = None) -> Iterator[None]:
+    """Run programs without a trace of it: random state and enclosing handlers do not notice.
+
+    Args:
+        within: a handler that the programs run under, in place of those around.
+    """
+    with random_states_kept(), poutine.block(), within or nullcontext():
         yield
 
 
@@ -427,7 +564,8 @@ def _is_autoregressive(transform: Any) -> bool:
     return getattr(transform, "autoregressive", False) or any(map(_is_autoregressive, parts))
 
 
-def _is_evaluable(site: Site) -> bool:
+def is_evaluable(site: Site) -> bool:
+    """Whether log q can be evaluated at a value that was not just drawn, see `Latent`."""
     if any(map(_is_autoregressive, getattr(site["fn"], "transforms", []))):
         return False
     value = site["value"].detach().clone()
@@ -500,7 +638,7 @@ class _Escapes(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _check(model_trace: Any, guide_trace: Any) -> tuple[str, ...]:
+def _check(model_trace: Any, guide_trace: Any, lenient: bool) -> tuple[str, ...]:
     """Refuse pairs that do not match. Returns the model's sites that are to be summed out."""
     model_sites, guide_sites = (
         {name: site for name, site in trace.nodes.items() if not is_subsample(site)}
@@ -526,21 +664,37 @@ def _check(model_trace: Any, guide_trace: Any) -> tuple[str, ...]:
         if site["type"] != "sample" or site["is_observed"] or site["infer"].get("is_auxiliary"):
             continue
         if name not in model_sites:
-            raise ValueError(
+            _complain(
+                lenient,
                 f"Site '{name}' of the guide is missing in the model, which has "
                 f"{_names(model_sites)}. Correct the name, or mark the guide's site with "
-                "infer={'is_auxiliary': True} if the model is not meant to have it."
+                "infer={'is_auxiliary': True} if the model is not meant to have it.",
             )
-        if model_sites[name]["is_observed"]:
-            raise ValueError(
+        elif model_sites[name]["is_observed"]:
+            _complain(
+                lenient,
                 f"Site '{name}' is observed in the model but sampled in the guide: "
-                "remove it from the guide."
+                "remove it from the guide.",
             )
-    matched = model_trace.copy()
-    for name in enumerated:
-        matched.remove_node(name)
-    check_model_guide_match(matched, guide_trace)
+    if is_validation_enabled():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found non-auxiliary vars")  # said above, with more
+            matched = model_trace.copy()
+            for name in enumerated:
+                matched.remove_node(name)
+            check_model_guide_match(matched, guide_trace)
     return enumerated
+
+
+def _complain(lenient: bool, problem: str) -> None:
+    if not lenient:
+        raise ValueError(problem)
+    if is_validation_enabled():
+        warnings.warn(
+            f"{problem} Its log q lowers the objective, and nothing makes up for that: the "
+            "value need not bound log p(x).",
+            stacklevel=2,
+        )
 
 
 def _mark(site: Site) -> str | None:

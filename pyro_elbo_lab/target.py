@@ -80,7 +80,7 @@ def along_outer(per_outer: Tensor, num_dims: int) -> Tensor:
 
 
 def _check_full_data(particles: Particles) -> None:
-    plate = subsampled_plate(particles.runs[0].sites.values())
+    plate = subsampled_plate(site for run in particles.runs for site in run.sites.values())
     if plate:
         raise ValueError(
             f"Plate '{plate.name}' is subsampled ({plate.size} of {plate.full_size}) "

@@ -43,6 +43,7 @@ SOBOL = "tests/test_quasirandom.py"
 VIMCO = "tests/laws/test_vimco.py"
 ENUMERATION = "tests/laws/test_enumeration.py"
 
+VARYING = "tests/test_varying_sites.py"
 FAULTS = [
     # bounds
     Mutant(
@@ -271,21 +272,21 @@ FAULTS = [
     Mutant(
         "the learning signal is differentiated",
         "score",
-        "signal = _downstream_cost(particles, target.inner, drawn).detach()",
-        "signal = _downstream_cost(particles, target.inner, drawn)",
+        "signal = downstream_cost(particles, target.inner, drawn).detach()",
+        "signal = downstream_cost(particles, target.inner, drawn)",
         law("ELBO-score-discrete-cells"),
     ),
     Mutant(
         "the outer slope is dropped from the score",
         "score",
-        "slope = outer_slope * slope",
-        "pass",
+        "return signal, outer_slope * slope, 1.0",
+        "return signal, slope, 1.0",
         ("tests/laws/test_landing.py::test_scores_land",),
     ),
     Mutant(
         "costs of other plates' elements are left out of their sum",
         "score",
-        "outside = [dim for plate, dim in plates.items() if plate not in drawn.plates]",
+        "outside = [dim for dim in range(1 - tensor.dim(), 0) if dim not in common]",
         "outside = []",
         law("ELBO-score-shared-and-local"),
     ),
@@ -370,7 +371,7 @@ FAULTS = [
     Mutant(
         "every particle draws a minibatch of its own",
         "sampling",
-        "subsamples = {n: v for n, v in earlier[0].items() if n not in shared}",
+        "subsamples |= {n: v for n, v in values.items() if n not in shared}",
         "pass",
         ("tests/test_sampling.py",),
     ),
@@ -606,5 +607,33 @@ FAULTS = [
         "modules[:] = {module.__file__: module for module in modules}.values()",
         "pass",
         ("tests/test_leftovers.py::test_a_second_fit_leaves_nothing_more",),
+    ),
+    Mutant(
+        "a recalled draw forgets where it comes from",
+        "structure",
+        'if msg["is_observed"] or msg["done"]:',
+        'if msg["is_observed"]:',
+        (f"{VARYING}::test_a_branch_on_a_differentiable_latent_takes_the_score",),
+    ),
+    Mutant(
+        "a branch on a differentiable latent is not scored",
+        "objective",
+        "plans.branching |= suspects",
+        "pass",
+        (f"{VARYING}::test_a_branch_on_a_differentiable_latent_takes_the_score",),
+    ),
+    Mutant(
+        "a particle's own cost is in its baseline where sites differ",
+        "mixture",
+        "if i != own and name in cost",
+        "if name in cost",
+        (f"{VARYING}::test_gradients_of_branches[3-StandardELBO]",),
+    ),
+    Mutant(
+        "baselines of weighted particles tell whether their sites agree",
+        "mixture",
+        "if mixture.parts[0].cells:",
+        "if True:",
+        (f"{VARYING}::test_score_gradients_of_weighted_particles[2-importance]",),
     ),
 ]

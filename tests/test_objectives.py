@@ -160,20 +160,6 @@ def test_other_data_sizes_and_other_sites_are_noticed(build):
     assert [row.site for row in rows] == ["extra", "z"]
 
 
-def test_random_structure_is_refused():
-    def random():
-        if torch.rand(()) < 0.5:
-            pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(0.5))
-
-    def guide():
-        pass
-
-    objective = StandardELBO()
-    with pytest.raises(ValueError, match="differ from run to run"):
-        for _ in range(50):
-            objective.loss(random, guide)
-
-
 @every_objective
 def test_copies_and_pickles(build):
     objective = build()
@@ -374,7 +360,7 @@ def test_latent_missing_in_the_model():
         model(x)
         pyro.sample("scael", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(ValueError, match=r"'scael' of the guide is missing in the model.*'scale'"):
+    with pytest.warns(UserWarning, match=r"'scael' of the guide is missing in the model.*'scale'"):
         StandardELBO().loss(model, poutine.block(guide, hide=["x", "nothing"]))
 
 
