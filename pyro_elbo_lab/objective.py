@@ -551,7 +551,7 @@ class Objective(ELBO):
                 f"local_plates={self.local_plates!r}: {found}. Leave the plate out of "
                 "local_plates, or pass local_plates=() for joint weights."
             )
-        warnings.warn(f"{self.name} uses joint weights: {found}.", stacklevel=5)
+        warnings.warn(f"{self.name} uses joint weights: {found}.", stacklevel=6)
         return joint(structure, found)
 
     def _is_linear(self) -> bool:
