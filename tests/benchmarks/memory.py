@@ -9,6 +9,7 @@ size is read, garbage is collected and free memory returned to the system.
 """
 
 import argparse
+import contextlib
 import ctypes
 import gc
 import warnings
@@ -69,10 +70,8 @@ def _nuts(model: Program, args: tuple, kind: str) -> None:
 def resident() -> float:
     """MB that the process holds, once what is free has been returned."""
     gc.collect()
-    try:
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):  # not glibc
-        pass
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * 4096 / 1e6
 
