@@ -83,6 +83,8 @@ def sizes(run: Callable[..., None], times: int, kinds: list[str], models: list[s
         model, data = MODELS[models[i % len(models)]]
         run(model, data(), kinds[i // len(models) % len(kinds)])
         found.append(resident())
+        if i + 1 in _milestones(times):
+            say(f"{i + 1}: {found[-1]:.0f} MB")
     return found
 
 
