@@ -34,7 +34,8 @@ def variable(site: str) -> str:
     if site in _NO_VARIABLES or re.search("[\0\ud800-\udfff]", site):
         raise ValueError(
             f"A site called {site!r} cannot be a variable of a DataTree: names there are not empty "
-            "nor '.', '..', 'chain' or 'draw', and hold Unicode without NUL. Give the site another name."
+            "nor '.', '..', 'chain' or 'draw', and hold Unicode without NUL. Give the site another "
+            "name."
         )
     return site.replace("/", ".")
 
