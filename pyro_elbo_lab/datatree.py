@@ -15,7 +15,7 @@ Groups = Mapping[str, Mapping[str, np.ndarray]]
 
 _WITHOUT_DRAWS = ("observed_data", "constant_data")
 _DRAWS_OF_THEIR_OWN = ("prior", "prior_predictive")
-_NO_VARIABLES = ("", ".", "chain", "draw")
+_NO_VARIABLES = ("", ".", "..", "chain", "draw")
 
 
 def variable(site: str) -> str:
@@ -24,8 +24,8 @@ def variable(site: str) -> str:
     There, and in netCDF, "/" separates a group from its members.
 
     Raises:
-        ValueError: a name that no variable can have: empty, ".", "chain", "draw", with a NUL
-            character, or not Unicode.
+        ValueError: a name that no variable can have: empty, ".", "..", "chain", "draw", with a
+            NUL character, or not Unicode.
 
     Example:
         >>> variable("encoder/z")
@@ -34,7 +34,8 @@ def variable(site: str) -> str:
     if site in _NO_VARIABLES or re.search("[\0\ud800-\udfff]", site):
         raise ValueError(
             f"A site called {site!r} cannot be a variable of a DataTree: names there are not empty "
-            "nor '.', 'chain' or 'draw', and hold Unicode without NUL. Give the site another name."
+            "nor '.', '..', 'chain' or 'draw', and hold Unicode without NUL. Give the site another "
+            "name."
         )
     return site.replace("/", ".")
 

@@ -46,9 +46,9 @@ def test_errors_keep_their_class_and_say_what_to_do(tmp_path: Path) -> None:
     ):
         raise PermissionError(errno.EACCES, "no")
     assert e.value.errno == errno.EACCES
-    with pytest.raises(OSError, match=r"fit\.pt .*full; free some space") as e, replacing(path):
+    with pytest.raises(OSError, match=r"fit\.pt .*full; free some space") as f, replacing(path):
         raise OSError(errno.ENOSPC, "full")
-    assert e.value.errno == errno.ENOSPC
+    assert f.value.errno == errno.ENOSPC
 
 
 BAD_PATHS = {
