@@ -100,7 +100,7 @@ def is_temporary(path: Path) -> bool:
 
 def remove(path: Path) -> None:
     """Remove a file or a folder with all it holds, if it is there."""
-    if path.is_dir() and not path.is_symlink():
+    if os.path.isdir(path) and not os.path.islink(path):  # False where a path is impossible
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):
@@ -115,6 +115,8 @@ def refuse(path: str | Path, error: OSError) -> NoReturn:
     OSError: [Errno 28] fit.pt cannot be written: No space left on device; free some space, or \
 choose a path on another disk
     """
+    while isinstance(error.__cause__, OSError):  # a file within a folder says it already
+        error = error.__cause__
     remedy = _REMEDIES.get(error.errno or 0, "choose another path")
     reason = error.strerror or str(error)
     text = f"{path} cannot be written: {reason}; {remedy}"

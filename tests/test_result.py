@@ -321,7 +321,9 @@ def test_without_gradients_around_them_objectives_give_gradients() -> None:
         function(ROWS[0])
         pyro.set_rng_seed(1)
         loss.loss_and_grads(model, function, ROWS[0])
-        return store_state()[0]["loc"].grad
+        found = store_state()[0]["loc"].grad
+        assert found is not None
+        return found
 
     expected = gradient(StandardELBO())
     for context in (torch.no_grad, torch.inference_mode):
