@@ -120,7 +120,7 @@ def fit(
             used up before the last step.
 
     Example:
-        >>> import pyro.distributions as dist
+        >>> import torch, pyro.distributions as dist
         >>> from pyro.infer import Trace_ELBO
         >>> from pyro.infer.autoguide import AutoNormal
         >>> def model():

@@ -1,6 +1,7 @@
 """The file of a fit: numbers and tensors by name, written as a whole and read with suspicion."""
 
 import io
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,9 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     data = _bytes(Path(path))
     try:
-        content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what the error says better
+            content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception as error:  # of half a dozen kinds
         found = "it is empty" if not data else f"of its {len(data)} bytes: {_first_line(error)}"
         raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Unit
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from pyro.poutine.util import site_is_subsample
@@ -227,7 +228,11 @@ def check_sites(
         if isinstance(site["value"], Tensor) and site["value"].is_complex():
             raise TypeError(_complex(f"Site '{name}'", site["value"]))
     data = {n: s["value"] for n, s in observed.items() if isinstance(s["value"], Tensor)}
-    empty = [name for name, value in data.items() if value.numel() == 0]
+    empty = [  # but for pyro.factor, whose value never has an element
+        name
+        for name, value in data.items()
+        if value.numel() == 0 and not isinstance(observed[name]["fn"], Unit)
+    ]
     if empty and len(empty) == len(data):
         raise ValueError(
             f"Site '{empty[0]}' observes a tensor of shape {tuple(data[empty[0]].shape)}: there "

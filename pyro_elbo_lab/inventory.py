@@ -75,6 +75,7 @@ def inventory(run: Run, **programs: Any) -> Inventory:
         programs: its parts by name, such as `guide=guide`, which may be modules.
 
     Example:
+        >>> import pyro, torch
         >>> def guide():
         ...     loc = pyro.param("loc", torch.tensor(1.0))
         ...     pyro.sample("z", pyro.distributions.Normal(loc, 1.0))
