@@ -288,9 +288,10 @@ def loo_approximate_posterior(
 
 def _joint(tree: xr.DataTree) -> ImportanceDiagnostics:
     if "sample_stats" not in tree.children or "log_weight" not in tree["sample_stats"].data_vars:
+        notes = tree.attrs.get("notes")
         raise ValueError(
             "the tree has no sample_stats.log_weight: importance weights are those of a guide's "
-            "draws, as from_guide returns them"
+            f"draws, as from_guide returns them{f' (its notes: {notes})' if notes else ''}"
         )
     if points := tree.attrs.get("points"):
         raise ValueError(

@@ -15,6 +15,7 @@ __all__ = [
     "element_names",
     "has_value",
     "is_deterministic",
+    "part_of_the_rows",
     "site_dims",
     "subsampled_plate",
     "trace_dims",
@@ -74,6 +75,21 @@ def subsampled_plate(sites: Iterable[dict[str, Any]]) -> Any:
     all."""
     frames = (frame for site in sites for frame in site.get("cond_indep_stack", ()))
     return next((frame for frame in frames if frame.full_size not in (None, frame.size)), None)
+
+
+def part_of_the_rows(trace: poutine.Trace) -> str:
+    """Of which plate a run has seen a part of the rows, in words; "" if it has seen all of all."""
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and type(site["fn"]).__name__ == "_Subsample":
+            size, seen = site["fn"].size, len(np.unique(_indices(site["value"])))
+            if seen < size:
+                return f"plate '{name}' holds {seen} of {size} rows"
+    plate = subsampled_plate(trace.nodes.values())
+    return "" if plate is None else f"plate '{plate.name}' holds {plate.size} of {plate.full_size}"
+
+
+def _indices(rows: Any) -> np.ndarray:
+    return rows.cpu().numpy() if isinstance(rows, torch.Tensor) else np.asarray(rows)
 
 
 def is_deterministic(site: dict[str, Any]) -> bool:

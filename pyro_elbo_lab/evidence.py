@@ -24,9 +24,10 @@ from pyro_elbo_lab._sandwich import (
 from pyro_elbo_lab.bounds import log_mean_exp, mean
 from pyro_elbo_lab.dims import subsampled_plate
 from pyro_elbo_lab.given import guide_values
+from pyro_elbo_lab.independence import latent_between_cells
 from pyro_elbo_lab.layout import Layout, lay_out, linear
 from pyro_elbo_lab.particles import Particles
-from pyro_elbo_lab.sampling import draw, is_vectorizable, touching_cells
+from pyro_elbo_lab.sampling import draw, is_vectorizable
 from pyro_elbo_lab.state import forget_namesakes
 from pyro_elbo_lab.structure import FactorKey, Site, Structure, analyse
 from pyro_elbo_lab.target import totals
@@ -263,9 +264,8 @@ class _Run:
         layout = lay_out(self.structure, "auto")
         if not any(layout.cells.values()):
             return [], []
-        with torch.enable_grad():
-            one = draw(*self.programs, structure=self.structure, layout=layout, leaves=True)
-        if (name := touching_cells(one)) is not None:
+        name = latent_between_cells(*self.programs, self.structure, layout)
+        if name is not None:
             return [], [f"The cells of '{name}' are not independent: joint weights only."]
         rows: list[Row] = []
         for k in LADDER[1:3]:

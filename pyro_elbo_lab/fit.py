@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 from xarray import Dataset, DataTree
 
+from pyro_elbo_lab.batches import as_arguments, from_batches
 from pyro_elbo_lab.convert import from_guide
 from pyro_elbo_lab.evaluation import parameters
 from pyro_elbo_lab.state import forget_namesakes, random_states_kept, seeded
@@ -63,28 +64,44 @@ class Fit:
     _model: Program | None = field(default=None, repr=False)
     _args: tuple = field(default=(), repr=False)
     _kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    _batches: Iterable[Any] | None = field(default=None, repr=False)
 
-    def posterior(self, num_samples: int = 1000, seed: int = 0) -> DataTree:
-        """Draws from the guide, scored by guide and model: see `from_guide`.
+    def posterior(self, num_samples: int = 1000, seed: int = 0, data: Any = None) -> DataTree:
+        """Draws from the guide, scored by guide and model on all data: see `from_guide`.
 
         The tree also has what `compare` says about the training: a group `training` with `loss`
         over the steps, and the attributes `seconds` and `gradient_evaluations`, of single
         particles.
 
+        A fit on `batches` is scored on one pass of them put together, where they have a length and
+        hold every row once, as a list or a `DataLoader` without replacement does. Elsewhere draws
+        have no log-weights, and a warning says why.
+
         Args:
             num_samples: how many.
             seed: of the draws.
+            data: positional arguments that hold all data, a tensor or a tuple, in place of those
+                of the fit.
 
         Raises:
             ValueError: the fit was loaded without a model.
+
+        Warns:
+            UserWarning: the draws are not scored on all data.
         """
         if self._model is None:
             raise ValueError("This fit was loaded without a model: call from_guide yourself.")
         self.restore()
         with seeded(seed):
-            tree = from_guide(
-                self.guide, self._model, *self._args, num_samples=num_samples, **self._kwargs
-            )
+            if data is None and self._batches is not None:
+                tree = from_batches(
+                    self.guide, self._model, self._batches, self._args, self._kwargs, num_samples
+                )
+            else:
+                args = self._args if data is None else as_arguments(data)
+                tree = from_guide(
+                    self.guide, self._model, *args, num_samples=num_samples, **self._kwargs
+                )
         tree["training"] = DataTree(Dataset({"loss": ("step", self.losses)}))
         particles = int(getattr(self.objective, "num_particles", 1))
         tree.attrs |= {
@@ -266,6 +283,7 @@ def fit(
         _model=model,
         _args=first,
         _kwargs=kwargs,
+        _batches=batches,
     )
 
 

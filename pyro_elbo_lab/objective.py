@@ -20,11 +20,12 @@ from pyro_elbo_lab import quasirandom
 from pyro_elbo_lab.bounds import Bound, mean
 from pyro_elbo_lab.explanation import Explanation, Row
 from pyro_elbo_lab.gradients import UNBIASED, Choice, Gradient, Method
+from pyro_elbo_lab.independence import latent_between_cells
 from pyro_elbo_lab.layout import Layout, joint, lay_out, linear
 from pyro_elbo_lab.particles import Expectation, Particles, find_nan
 from pyro_elbo_lab.quasirandom import SAMPLERS, Sampler
-from pyro_elbo_lab.sampling import StructureChangedError, draw, is_vectorizable, touching_cells
-from pyro_elbo_lab.structure import FactorKey, Program, Site, Structure, analyse, aside
+from pyro_elbo_lab.sampling import StructureChangedError, draw, is_vectorizable
+from pyro_elbo_lab.structure import FactorKey, Program, Site, Structure, analyse
 from pyro_elbo_lab.target import Target, value
 
 LocalPlates = str | tuple[str, ...]
@@ -362,13 +363,7 @@ class Objective(ELBO):
         shared = structure.latents.keys() - layout.local
         if self.weights == "complete" and shared:
             return joint(structure, f"{self.name} weighs every latent, also '{min(shared)}'")
-        if not any(layout.cells.values()):
-            return layout
-        with aside(), torch.enable_grad():
-            particles = draw(
-                model, guide, args, kwargs, structure=structure, layout=layout, leaves=True
-            )
-            name = touching_cells(particles)
+        name = latent_between_cells(model, guide, args, kwargs, structure, layout)
         if name is None:
             return layout
         found = f"the log-weights of other cells depend on latent '{name}' ({layout.reason})"

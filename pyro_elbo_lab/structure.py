@@ -36,6 +36,8 @@ from pyro_elbo_lab.enumeration import (
     marginalise,
     variable,
 )
+from pyro_elbo_lab.rows import in_named_order, replayed, sites_by_position
+from pyro_elbo_lab.state import random_states_kept
 
 Side = Literal["model", "guide"]
 Program = Callable[..., Any]
@@ -180,17 +182,14 @@ def _run(
 ) -> tuple[Any, Any]:
     unwrapped = poutine.unwrap(guide)
     if isinstance(unwrapped, GuideMessenger):  # a GuideMessenger runs both at once
-        with while_guiding:
+        with while_guiding, in_named_order():
             guide(*args, **kwargs)
         subsamples = {n: s for n, s in unwrapped.trace.nodes.items() if is_subsample(s)}
         traces = unwrapped.get_traces()
         for trace in traces:
             trace.nodes.update(subsamples)
         return traces
-    with while_guiding:
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    return model_trace, guide_trace
+    return replayed(model, guide, args, kwargs, while_guiding)
 
 
 def _empty_plate(error: ZeroDivisionError) -> str | None:
@@ -260,6 +259,7 @@ def analyse(
     with aside():
         model_trace, guide_trace = run(model, guide, args, kwargs)
     _check_messenger(model, guide, guide_trace, args, kwargs)
+    _warn_of_positions(guide)
     enumerated = _check(model_trace, guide_trace)
     drawn = factors(model_trace, guide_trace)
     plate_dims = {f.name: f.dim for site in drawn.values() for f in _plates(site)}
@@ -395,9 +395,8 @@ def _check_reach(
 
 @contextmanager
 def aside() -> Iterator[None]:
-    """Run programs without a trace of it: random state and enclosing handlers do not notice."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices), poutine.block():
+    """Run programs without a trace of it: random states and enclosing handlers do not notice."""
+    with random_states_kept(), poutine.block():
         yield
 
 
@@ -605,6 +604,16 @@ def _check_messenger(
                 "can leave out none of its sites. Use a guide of the other kind, such as "
                 "AutoNormal, made of poutine.block(model, hide=[...])."
             )
+
+
+def _warn_of_positions(guide: Program) -> None:
+    for plate, kind in sites_by_position(guide).items():
+        warnings.warn(
+            f"Plate '{plate}' is subsampled, but {kind} has one parameter for each place in a "
+            "batch and not for each row: its latents there belong to no row, and no bound follows. "
+            "Use AutoNormal or AutoDelta for them, beside the other guide in an AutoGuideList.",
+            stacklevel=2,
+        )
 
 
 def _names(sites: Mapping[str, Site]) -> str:
