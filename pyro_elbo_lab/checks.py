@@ -3,7 +3,7 @@
 import operator
 from typing import Any
 
-__all__ = ["check_count"]
+__all__ = ["check_count", "check_programs"]
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
@@ -35,3 +35,17 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
         )
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+
+def check_programs(**programs: Any) -> None:
+    """Refuse a model or a guide that cannot be called.
+
+    Args:
+        programs: by the name of the argument.
+
+    Raises:
+        TypeError: one is no function and no module.
+    """
+    for name, program in programs.items():
+        if not callable(program):
+            raise TypeError(f"{name} must be a Pyro program (a callable), got {program!r}.")

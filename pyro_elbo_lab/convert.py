@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from xarray import DataTree
 
-from pyro_elbo_lab.checks import check_count
+from pyro_elbo_lab.checks import check_count, check_programs
 from pyro_elbo_lab.datatree import to_datatree
 from pyro_elbo_lab.dims import part_of_the_rows, trace_dims
 from pyro_elbo_lab.groups import constant_data, model_groups
@@ -61,7 +61,8 @@ def from_pyro(
         says why. Predictions and prior are drawn with a seed of their own.
 
     Raises:
-        ValueError: draws of a site that the model lacks, or of another shape.
+        ValueError: draws of a site that the model lacks, or of another shape; no draws.
+        TypeError: `mcmc` is none.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -77,7 +78,7 @@ def from_pyro(
         >>> dict(tree["log_likelihood"].sizes)
         {'chain': 1, 'draw': 50, 'patient': 3}
     """
-    samples = mcmc.get_samples(group_by_chain=True)
+    samples = _samples(mcmc)
     posterior = {name: _numpy(draws) for name, draws in samples.items()}
     attrs: dict[str, Any] = {"inference": f"Pyro {type(mcmc.kernel).__name__}"}
     stats = _sample_stats(mcmc, next(iter(posterior.values())).shape[:2], attrs)
@@ -146,6 +147,7 @@ def from_guide(
         >>> float(abs(tree["sample_stats"]["log_weight"]).max())  # the guide is the posterior
         0.0
     """
+    check_programs(model=model, guide=guide)
     check_count("num_samples", num_samples)
     forget_namesakes(guide)
     with torch.no_grad():
@@ -269,6 +271,17 @@ def unscored(tree: DataTree, why: str) -> DataTree:
 
 
 _OF_NO_ROWS = ("posterior", "prior")
+
+
+def _samples(mcmc: Any) -> Mapping[str, torch.Tensor]:
+    try:
+        return mcmc.get_samples(group_by_chain=True)
+    except AttributeError as error:
+        if hasattr(mcmc, "get_samples"):  # which is how Pyro's MCMC says that it has none
+            raise ValueError("The MCMC has no draws: call its run(...) first.") from error
+        raise TypeError(
+            f"mcmc is a {type(mcmc).__name__}, expected a finished pyro.infer.MCMC."
+        ) from error
 
 
 def _tree(

@@ -16,6 +16,7 @@ __all__ = [
     "has_value",
     "is_deterministic",
     "part_of_the_rows",
+    "refuse_complex",
     "site_dims",
     "subsampled_plate",
     "trace_dims",
@@ -106,6 +107,20 @@ def delta(fn: Any) -> Any:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return fn if type(fn).__name__ == "Delta" else None
+
+
+def refuse_complex(name: str, site: dict[str, Any], side: str) -> None:
+    """Raise ValueError for a site whose log-density is complex, as it is of complex data."""
+    if site["type"] != "sample" or not has_value(site) or not site["value"].is_complex():
+        return
+    with torch.no_grad():
+        density = site["fn"].log_prob(site["value"])
+    if density.is_complex():
+        raise ValueError(
+            f"Site '{name}' of the {side} has complex values and a complex log-density "
+            f"({type(site['fn']).__name__}). Write its real and imaginary part as real sites, "
+            "torch.view_as_real(...), or use a distribution whose log_prob is real."
+        )
 
 
 def has_value(site: dict[str, Any]) -> bool:

@@ -128,9 +128,9 @@ class in_named_order(Messenger):  # noqa: N801
         self.rows: Rows = {}
 
     def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) and isinstance(msg["value"], Tensor):
-            if len(msg["value"]) == msg["fn"].size:
-                self.rows[msg["name"]] = msg["value"]
+        rows = msg["value"] if site_is_subsample(msg) else None
+        if isinstance(rows, Tensor) and len(rows) == msg["fn"].size:
+            self.rows[msg["name"]] = rows
 
     def _pyro_post_param(self, msg: Any) -> None:
         event_dim = msg["kwargs"].get("event_dim")

@@ -25,7 +25,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.util import check_model_guide_match
 from torch.overrides import TorchFunctionMode
 
-from pyro_elbo_lab.dims import delta
+from pyro_elbo_lab.dims import delta, refuse_complex
 from pyro_elbo_lab.enumeration import (
     Marginal,
     Site,
@@ -161,8 +161,15 @@ def run(
     """
     if first_enumerated_dim is not None:
         model = poutine.enum(model, first_available_dim=first_enumerated_dim)
-    try:
+    with naming_empty_plates():
         return _run(model, guide, args, kwargs, while_guiding or nullcontext())
+
+
+@contextmanager
+def naming_empty_plates() -> Iterator[None]:
+    """An error about a plate of size 0 says which."""
+    try:
+        yield
     except ZeroDivisionError as error:
         plate = _empty_plate(error)
         if plate is None:
@@ -511,6 +518,9 @@ def _check(model_trace: Any, guide_trace: Any) -> tuple[str, ...]:
     enumerated = tuple(
         name for name, site in model_sites.items() if _mark(site) and name not in guide_sites
     )
+    for side, sites in (("model", model_sites), ("guide", guide_sites)):
+        for name, site in sites.items():
+            refuse_complex(name, site, side)
     for name in enumerated:
         _check_enumerable(name, model_sites[name])
     for name, site in model_sites.items():

@@ -84,7 +84,7 @@ def test_or_nothing_is_scored(batches: Any, reason: str) -> None:
     assert len(caught) == 1
     assert "k-hat" in tree.attrs["notes"]
     assert set(tree["posterior"].data_vars) == {"slope", "level"}
-    with pytest.raises(ValueError, match="no sample_stats.log_weight.*its notes: .*k-hat"):
+    with pytest.raises(ValueError, match=r"no sample_stats\.log_weight.*its notes: .*k-hat"):
         importance_diagnostics(tree)
     whole = found.posterior(300, data=(X, Y))
     exact = from_guide(found.guide, model, X, Y)
