@@ -274,14 +274,12 @@ _OF_NO_ROWS = ("posterior", "prior")
 
 
 def _samples(mcmc: Any) -> Mapping[str, torch.Tensor]:
-    try:
-        return mcmc.get_samples(group_by_chain=True)
-    except AttributeError as error:
-        if hasattr(mcmc, "get_samples"):  # which is how Pyro's MCMC says that it has none
-            raise ValueError("The MCMC has no draws: call its run(...) first.") from error
-        raise TypeError(
-            f"mcmc is a {type(mcmc).__name__}, expected a finished pyro.infer.MCMC."
-        ) from error
+    if not hasattr(mcmc, "get_samples"):
+        raise TypeError(f"mcmc is a {type(mcmc).__name__}, expected a finished pyro.infer.MCMC.")
+    samples = mcmc.get_samples(group_by_chain=True)
+    if not samples:
+        raise ValueError("The MCMC has no draws: call its run(...) first.")
+    return samples
 
 
 def _tree(

@@ -33,7 +33,8 @@ def test_a_finished_mcmc_of_pyro() -> None:
     samples = mcmc.get_samples()["theta"].numpy()
     np.testing.assert_array_equal(comparison.draws("theta[1]")["reference"], samples[:, 1])
     divergences = len(mcmc.diagnostics()["divergences"]["chain 0"])
-    assert f"{divergences} of 300 transitions diverged" in comparison.reference_note
+    assert int(comparison.reference["sample_stats/diverging"].sum()) == divergences
+    assert "R-hat takes at least 2 chains" in comparison.reference_note
 
 
 def test_divergences_of_an_mcmc_are_kept(rng: np.random.Generator) -> None:
