@@ -53,11 +53,11 @@ def test_all_rows_are_scored(batches: Any) -> None:
     """log p - log q are those of all data at the same draws."""
     found = short_fit(batches)
     tree = found.posterior(300)
-    draws = {n: torch.from_numpy(tree["posterior"][n].values[0]) for n in ("slope", "level")}
+    draws = {n: torch.from_numpy(np.asarray(tree["posterior"][n])[0]) for n in ("slope", "level")}
     mean = draws["level"][:, None] + draws["slope"][:, None] * X
     log_p = dist.Normal(mean, 0.5).log_prob(Y).sum(1)
     log_p += sum(dist.Normal(0.0, 10.0).log_prob(x) for x in draws.values())
-    np.testing.assert_allclose(tree["sample_stats"]["log_p"][0], log_p, rtol=1e-4)
+    np.testing.assert_allclose(np.asarray(tree["sample_stats"]["log_p"])[0], log_p, rtol=1e-4)
     assert tree["log_likelihood"]["y"].sizes["data"] == SIZE
     assert "notes" not in tree.attrs
 

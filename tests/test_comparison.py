@@ -440,7 +440,7 @@ def test_constant_likelihoods_need_no_leaving_out(
 def test_a_point_that_varies_by_rounding_is_a_point(dtype: type, varying: Sequence[int]) -> None:
     """Draws of one value, some of them a unit in the last place off, and what follows from them."""
     y = np.linspace(-2, 2, 7)
-    mu = np.full((1, 1000), 7.58, dtype)
+    mu: np.ndarray = np.full((1, 1000), 7.58, dtype)
     mu[0, list(varying)] = np.nextafter(mu[0, 0], dtype(8))
     point = tree(mu)
     density = stats.norm.logpdf(y, mu[..., None].astype(float), 2.0).astype(dtype)

@@ -22,7 +22,7 @@ X = torch.linspace(0.1, 0.9, 40) ** 2
 Y = 5 + 2 * X + 0.5 * torch.sin(100 * X)
 DESIGN = torch.stack([torch.ones(40), X], 1)
 PRIOR = dist.Normal(torch.zeros(2), torch.full((2,), 10.0)).to_event(1)
-SCALE = np.float32(0.5)
+SCALE: Any = np.float32(0.5)
 KEPT: dict[str, Any] = {"x": X, "rest": [Y]}
 ARRAYS = X.numpy(), Y.numpy()
 
@@ -44,6 +44,8 @@ def in_a_closure() -> Callable[[], None]:
 
 
 class Buffer(nn.Module):
+    x: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("x", X.clone())
@@ -159,7 +161,7 @@ def test_it_is_compiled_and_nothing_is_said(model: Callable[..., Any]) -> None:
     precision = 4 * DESIGN.double().T @ DESIGN.double() + torch.eye(2) / 100
     mean = torch.linalg.solve(precision, 4 * DESIGN.double().T @ Y.double())
     for name, expected in zip("ab", mean, strict=True):
-        draws = torch.from_numpy(tree["posterior"][name].values[:, ::10].ravel())
+        draws = torch.from_numpy(np.asarray(tree["posterior"][name])[:, ::10].ravel())
         assert_mean_equals(draws, expected)
     assert X.dtype == torch.float32
     assert torch.get_default_dtype() == torch.float32
