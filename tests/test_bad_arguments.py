@@ -175,7 +175,7 @@ PROGRAMS: list[tuple[Callable[[], Any], str]] = [
     (lambda: nuts(3), "model must be a Pyro program .*, got 3"),  # type: ignore[arg-type]
     (lambda: sbc(model, None, OBSERVED), "fit_fn must be a Pyro program"),  # type: ignore[arg-type]
     (lambda: signal_to_noise([StandardELBO()], model, guide), "objectives is a list"),  # type: ignore[arg-type]
-    (lambda: signal_to_noise({"a": "elbo"}, model, guide), r"objectives\['a'\] is 'elbo'"),  # type: ignore[dict-item]
+    (lambda: signal_to_noise({"a": "elbo"}, model, guide), r"objectives\['a'\] is 'elbo'"),
     (lambda: importance_diagnostics({"z": Z}), "expected a DataTree .*, got dict"),  # type: ignore[arg-type]
     (lambda: from_pyro({"z": Z}), "mcmc is a dict, expected a finished"),
 ]
