@@ -32,10 +32,9 @@ def varying_blocks(target: xr.Dataset) -> tuple[list[Block], list[str]]:
     for variable, array in target.data_vars.items():
         labels = np.array(_draws.labels(array), dtype=object)
         _check_unique(labels)
-        eps = np.finfo(array.dtype).eps if array.dtype.kind == "f" else 0.0
         for start in range(0, len(labels), SIZE):
             index = np.arange(start, min(start + SIZE, len(labels)))
-            fixed = _constant(array, index, float(eps))
+            fixed = _constant(array, index, precision(array))
             constant += labels[index[fixed]].tolist()
             if not fixed.all():
                 index = index[~fixed]
@@ -46,13 +45,20 @@ def varying_blocks(target: xr.Dataset) -> tuple[list[Block], list[str]]:
 
 
 def any_varies(draws: xr.Dataset) -> bool:
-    """Whether any scalar parameter has two different draws."""
-    return any(
-        np.ptp(_draws.elements(array, np.arange(start, min(start + SIZE, size))), (1, 2)).any()
+    """Whether any scalar parameter has two draws that differ by more than rounding."""
+    return not all(
+        is_constant(
+            _draws.elements(array, np.arange(start, min(start + SIZE, size))), precision(array)
+        ).all()
         for array in draws.data_vars.values()
         for size in [int(np.prod(array.shape[2:]))]
         for start in range(0, size, SIZE)
     )
+
+
+def precision(array: xr.DataArray) -> float:
+    """Relative rounding error of the numbers in an array, 0 for integers."""
+    return float(np.finfo(array.dtype).eps) if array.dtype.kind == "f" else 0.0
 
 
 def evenly_spaced(blocks: list[Block], most: int) -> list[Block]:

@@ -8,11 +8,13 @@ import xarray as xr
 
 from pyro_elbo_lab import _draws
 from pyro_elbo_lab._blocks import Block, enumerated, varying_blocks
+from pyro_elbo_lab._chains import rank_mixing
 from pyro_elbo_lab._correlations import governed_spread
 from pyro_elbo_lab._distances import Moments, noise_floors, standardised
 from pyro_elbo_lab._modes import discrete
 from pyro_elbo_lab._scalars import joint_draws, scalars
 from pyro_elbo_lab._side import Side, read
+from pyro_elbo_lab.reliability import Worst, worse
 
 _AT_ONCE = 64
 """Parameters worked on at once: few enough for the processor's cache. More are read at once."""
@@ -22,14 +24,13 @@ class Assembled(NamedTuple):
     """What a Comparison holds.
 
     ``dataset`` has all numbers over ``approximation`` and ``parameter``, NaN where an approximation
-    lacks a parameter; ``notes`` say what was left out; ``r_hat`` is the largest of the reference,
-    with its parameter, ``ess`` the smallest effective sample size.
+    lacks a parameter; ``notes`` say what was left out; ``worst`` has the largest R-hat and the
+    smallest effective sample size of the reference.
     """
 
     dataset: xr.Dataset
     notes: list[str]
-    r_hat: tuple[str, float]
-    ess: float
+    worst: Worst
 
 
 def assemble(
@@ -53,12 +54,11 @@ def assemble(
         [row.reindex(parameter=joined["parameter"]) for row in rows], "approximation"
     )
     stacked = stacked.assign_coords(approximation=[side.name for side in sides])
-    worst = joined["r_hat"][int(np.argmax(joined["r_hat"].values))]
+    names = joined["parameter"].values.tolist()
     return Assembled(
         dataset=stacked.merge(joined),
         notes=notes,
-        r_hat=(str(worst["parameter"].item()), float(worst)),
-        ess=float(joined["ess"].min()),
+        worst=worse(Worst(), names, joined["r_hat"].values, joined["ess"].values),
     )
 
 
@@ -74,7 +74,8 @@ def _compare(block: Block, sides: list[Side], target: xr.Dataset) -> xr.Dataset:
         r = Moments.of(standardised(theirs[part], *scale))
         for side, draws in zip(present, ours, strict=True):
             side.add(block.labels[part], Moments.of(standardised(draws[part], *scale)), r)
-        own = {"r_hat": r.r_hat, "ess": r.ess, "discrete": discrete(r.sorted)}
+        mixing = rank_mixing(r.draws)
+        own = {"r_hat": mixing.r_hat, "ess": mixing.ess, "discrete": discrete(r.sorted)}
         columns.append(noise_floors(r.draws) | own)
     return _over_parameters(_stacked(columns), block.labels).assign_coords(
         variable=("parameter", [block.variable] * len(block.labels)),

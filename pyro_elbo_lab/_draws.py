@@ -26,6 +26,12 @@ def posterior(tree: xr.DataTree, name: str) -> xr.Dataset:
         raise ValueError(
             f"{name!r} has no posterior group, only {groups}; expected an ArviZ DataTree"
         )
+    for variable, array in tree["posterior"].data_vars.items():
+        if array.dtype.kind == "c":
+            raise ValueError(
+                f"posterior variable {str(variable)!r} of {name!r} is complex; expected real "
+                "numbers, such as its real and imaginary part as two variables"
+            )
     numeric = {
         str(variable): array
         for variable, array in tree["posterior"].data_vars.items()

@@ -7,6 +7,7 @@ import xarray as xr
 from arviz_stats.base import array_stats
 
 from pyro_elbo_lab._numbers import number
+from pyro_elbo_lab.reliability import MAX_R_HAT
 
 
 class Line(NamedTuple):
@@ -26,7 +27,8 @@ def health(tree: xr.DataTree) -> Iterator[Line]:
     [('largest R-hat', '1.004'), ('smallest ESS', '812')]
     """
     if "r_hat_max" in tree.attrs:
-        yield Line("largest R-hat", number(float(tree.attrs["r_hat_max"]), decimals=3), "≤ 1.01")
+        r_hat = number(float(tree.attrs["r_hat_max"]), decimals=3)
+        yield Line("largest R-hat", r_hat, f"≤ {MAX_R_HAT}")
     if "ess_min" in tree.attrs:
         yield Line("smallest ESS", f"{float(tree.attrs['ess_min']):,.0f}", "≥ 400")
     if "sample_stats" in tree.children:

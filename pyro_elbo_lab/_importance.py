@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from arviz_stats.base import array_stats
 
-_CONSTANT = 1e-3
+NO_TAIL = 1e-3
 """Log-weights that span less than this have no tail to fit: weights equal within 0.1 %."""
 
 
@@ -79,8 +79,8 @@ def _pareto_smoothed(log_w: np.ndarray) -> tuple[np.ndarray, float]:
     Weights whose largest values coincide are bounded and have no tail: they come back as they
     are, with k-hat 0.
     """
-    tail = np.sort(log_w)[-_tail_size(log_w.size) :]
-    if tail[-1] - tail[0] < _CONSTANT:
+    tail = np.sort(log_w)[-tail_size(log_w.size) :]
+    if tail[-1] - tail[0] < NO_TAIL:
         return log_w, 0.0
     # ArviZ takes log-likelihoods, whose negatives are the log-weights, and normalises its result.
     normalised, k_hat = array_stats.psislw(-log_w)
@@ -93,7 +93,7 @@ def _pareto_smoothed(log_w: np.ndarray) -> tuple[np.ndarray, float]:
     return normalised + (log_w[middle] - normalised[middle]), float(k_hat)
 
 
-def _tail_size(num_draws: int) -> int:
+def tail_size(num_draws: int) -> int:
     """Number of largest weights that the fit uses (Vehtari et al. 2024, section 6)."""
     return int(3 * math.sqrt(num_draws)) if num_draws > 225 else num_draws // 5
 

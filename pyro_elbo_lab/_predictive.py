@@ -6,6 +6,9 @@ import warnings
 import arviz_stats
 import numpy as np
 import xarray as xr
+from scipy.special import logsumexp
+
+from pyro_elbo_lab._importance import NO_TAIL, tail_size
 
 COLUMNS = ("elpd_difference", "elpd_difference_se", "elpd_pareto_k")
 
@@ -41,12 +44,13 @@ def _shapes(tree: xr.DataTree) -> dict[str, tuple[int, ...]]:
 def _pointwise(tree: xr.DataTree, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """ELPD and Pareto k of each observation.
 
-    One whose likelihood is the same at every draw, of a point or masked, needs no leaving out.
+    One whose likelihood is the same at every draw but for rounding, of a point or masked, needs no
+    leaving out; nor do weights without a tail need smoothing.
     """
     arrays = [tree["log_likelihood"][n].transpose("chain", "draw", ...).values for n in names]
     values = np.concatenate([x.reshape(*x.shape[:2], -1) for x in arrays], -1)
-    elpd, k = values[0, 0].astype(float), np.zeros(values.shape[-1])
-    varying = np.ptp(values, axis=(0, 1)) > 0
+    elpd, k = _harmonic_mean(values), np.zeros(values.shape[-1])
+    varying = _have_tails(values)
     if not varying.any():
         return elpd, k
     observations = xr.Dataset({"y": (("chain", "draw", "observation"), values[..., varying])})
@@ -57,3 +61,17 @@ def _pointwise(tree: xr.DataTree, names: list[str]) -> tuple[np.ndarray, np.ndar
         found = arviz_stats.loo(group, pointwise=True, var_name="y", reff=1.0)
     elpd[varying], k[varying] = found.elpd_i.values, found.pareto_k.values
     return elpd, k
+
+
+def _harmonic_mean(log_likelihood: np.ndarray) -> np.ndarray:
+    """Leave-one-out density of each observation with unsmoothed weights 1 / p, in nats."""
+    flat = -log_likelihood.reshape(-1, log_likelihood.shape[-1]).astype(np.float64)
+    return math.log(len(flat)) - logsumexp(flat, axis=0)
+
+
+def _have_tails(log_likelihood: np.ndarray) -> np.ndarray:
+    """Of which observations the largest weights differ by more than rounding."""
+    flat = -log_likelihood.reshape(-1, log_likelihood.shape[-1])
+    first = len(flat) - max(1, tail_size(len(flat)))
+    tail = np.partition(flat, first, axis=0)[first:]
+    return np.ptp(tail, axis=0) > NO_TAIL

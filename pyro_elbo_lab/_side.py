@@ -8,12 +8,13 @@ import numpy as np
 import xarray as xr
 
 from pyro_elbo_lab import _draws, _joint
-from pyro_elbo_lab._blocks import Block, any_varies, evenly_spaced, labels_of
+from pyro_elbo_lab._blocks import Block, any_varies, evenly_spaced, labels_of, precision
 from pyro_elbo_lab._correlations import largest_difference, unit
 from pyro_elbo_lab._distances import (
     Moments,
     differences,
     halves,
+    is_constant,
     standardised,
     weighted_differences,
 )
@@ -113,12 +114,16 @@ class Side:
 def read(draws: xr.Dataset, block: Block, name: str, target: xr.Dataset) -> np.ndarray:
     """The draws ``(P, chain, draw)`` of a block, in the order that the reference has them.
 
+    Draws that differ by no more than rounding, as a point's do, are made equal.
+
     Raises:
         ValueError: if a draw is NaN or infinite, or the two sides do not match.
     """
     array = _draws.aligned(draws[block.variable], target[block.variable], name)
     values = _draws.elements(array, block.index)
     _draws.check_finite(values, array, block.index, name)
+    fixed = is_constant(values, precision(array))
+    values[fixed] = values[fixed, :1, :1]
     return values
 
 

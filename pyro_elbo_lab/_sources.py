@@ -1,6 +1,7 @@
 """What may serve as a reference, as a DataTree; and whether it can be relied on."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import arviz_base
@@ -8,9 +9,7 @@ import numpy as np
 import xarray as xr
 
 from pyro_elbo_lab.datatree import variable
-
-MAX_R_HAT = 1.01
-MAX_DIVERGENT_SHARE = 0.01
+from pyro_elbo_lab.reliability import Worst, judge
 
 
 def as_tree(source: Any, name: str) -> xr.DataTree:
@@ -30,14 +29,22 @@ def as_tree(source: Any, name: str) -> xr.DataTree:
     """
     if isinstance(source, xr.DataTree):
         return source
-    if isinstance(source, Mapping):
+    if isinstance(source, Mapping) and not isinstance(source, xr.Dataset):
         return _exact(source, name)
     if hasattr(source, "get_samples"):
-        return _from_mcmc(source)
+        return _from_mcmc(source, name)
     raise TypeError(
         f"{name!r} is a {type(source).__name__}; expected an ArviZ DataTree, a finished MCMC, or "
-        "a mapping from variable to an array of draws (chain, draw, ...)"
+        f"a mapping from variable to an array of draws (chain, draw, ...){_remedy(source)}"
     )
+
+
+def _remedy(source: Any) -> str:
+    if isinstance(source, str | Path):
+        return ": read the file first, xarray.open_datatree(path)"
+    if isinstance(source, xr.Dataset):
+        return ': pass xarray.DataTree.from_dict({"posterior": dataset})'
+    return ""
 
 
 def several(reference: Any) -> dict[str, Any]:
@@ -52,41 +59,26 @@ def several(reference: Any) -> dict[str, Any]:
     return {"reference": reference}
 
 
-def reliability(tree: xr.DataTree, worst: tuple[str, float], ess_min: float) -> tuple[bool, str]:
+def reliability(tree: xr.DataTree, found: Worst) -> tuple[bool, str]:
     """Whether a reference can be relied on, and one sentence that says why.
 
     A tree that has the root attribute ``reliable`` (0 or 1) has been judged, with the reason in
-    ``reliability``. Any other is judged by what it holds: split R-hat of means and variances of all
-    parameters, at most 1.01 (Vehtari et al. 2021) or, for chains shorter than 800 draws, what
-    independent draws may show; and at most 1 % divergent transitions.
+    ``reliability``. Any other is judged as the draws of `nuts` are.
 
     Args:
         tree: the reference.
-        worst: the parameter with the largest R-hat, and that R-hat.
-        ess_min: the smallest effective sample size of any parameter.
+        found: the worst R-hat and effective sample size of its parameters.
     """
     if "reliable" in tree.attrs:
         unsaid = "the reference does not say why."
         return bool(tree.attrs["reliable"]), str(tree.attrs.get("reliability", unsaid))
-    parameter, r_hat = worst
-    half_chain = tree["posterior"].sizes["draw"] // 2
-    complaints = []
-    if not r_hat <= (limit := max(MAX_R_HAT, 1 + 4 / half_chain)):
-        complaints.append(f"R-hat of {parameter} is {r_hat:.3f} (at most {limit:.2f} is good)")
-    diverging = _diverging(tree)
-    if diverging is not None and diverging.mean() > MAX_DIVERGENT_SHARE:
-        complaints.append(
-            f"{diverging.sum()} of {diverging.size} transitions diverged "
-            f"(at most {MAX_DIVERGENT_SHARE:.0%} is good)"
-        )
-    if complaints:
-        return False, f"not reliable: {'; '.join(complaints)}."
-    divergences = "" if diverging is None else f", {diverging.sum()} transitions diverged"
-    return True, f"reliable: R-hat is at most {r_hat:.3f}, ESS at least {ess_min:.0f}{divergences}."
+    return judge(found, tree["posterior"].sizes["chain"], _diverging(tree))
 
 
 def _exact(arrays: Mapping[str, Any], name: str) -> xr.DataTree:
-    draws = {variable(str(site)): np.asarray(values) for site, values in arrays.items()}
+    draws = {variable(str(n)): _array(str(n), values, name) for n, values in arrays.items()}
+    if not draws:
+        raise ValueError(f"{name!r} is an empty mapping; expected arrays of draws by variable")
     for site, values in draws.items():
         if values.ndim < 2:
             raise ValueError(
@@ -98,9 +90,32 @@ def _exact(arrays: Mapping[str, Any], name: str) -> xr.DataTree:
     return tree
 
 
-def _from_mcmc(mcmc: Any) -> xr.DataTree:
-    samples = mcmc.get_samples(group_by_chain=True)
-    groups = {"posterior": {variable(name): np.asarray(x) for name, x in samples.items()}}
+def _array(variable: str, values: Any, name: str) -> np.ndarray:
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(
+            f"{variable!r} of {name!r} is no array ({error}); expected draws of shape "
+            "(chain, draw, ...)"
+        ) from error
+    if array.dtype.kind not in "fiub":
+        raise TypeError(
+            f"{variable!r} of {name!r} holds {array.dtype} values; expected real numbers"
+        )
+    return array
+
+
+def _from_mcmc(mcmc: Any, name: str) -> xr.DataTree:
+    try:
+        samples = mcmc.get_samples(group_by_chain=True)
+    except Exception as error:  # Pyro and NumPyro each have errors of their own for it
+        raise ValueError(
+            f"{name!r} is an {type(mcmc).__name__} without draws ({type(error).__name__}: {error});"
+            " has its run(...) been called?"
+        ) from error
+    if not samples:
+        raise ValueError(f"{name!r} is an {type(mcmc).__name__} without draws of any site")
+    groups = {"posterior": {variable(n): np.asarray(x) for n, x in samples.items()}}
     diverging = _divergences(mcmc, groups["posterior"])
     if diverging is not None:
         groups["sample_stats"] = {"diverging": diverging}

@@ -15,6 +15,7 @@ from xarray import Dataset
 from pyro_elbo_lab._draws import labels
 from pyro_elbo_lab._ranks import LEVEL, p_in_words, p_symmetric, p_uniform, pit, summarise
 from pyro_elbo_lab._simulations import Outcome, Task, common_randomness, run
+from pyro_elbo_lab.checks import check_count, check_programs
 from pyro_elbo_lab.datatree import variable
 from pyro_elbo_lab.simulation import simulator
 
@@ -264,11 +265,9 @@ def _calibration(
     progress: bool,
     question: Question,
 ) -> Calibration:
-    if num_simulations < 10 or num_draws < 1:
-        raise ValueError(
-            "At least 10 simulations and 1 draw are needed, got "
-            f"num_simulations={num_simulations}, num_draws={num_draws}."
-        )
+    check_programs(model=model, fit_fn=fit_fn)
+    check_count("num_simulations", num_simulations, least=10)
+    check_count("num_draws", num_draws)
     simulate = simulator(model, args, kwargs)
     task = Task(simulate, fit_fn, num_draws, torch.get_default_dtype())
     outcomes = run(task, num_simulations, n_jobs, seed, progress)

@@ -221,7 +221,8 @@ def compare(
             or several of these by name. Of several, the first is the reference, and the others
             are compared with it like approximations, which shows how far references differ. A root
             attribute ``reliable`` = 0 marks a DataTree as unfit, for the reason in the attribute
-            ``reliability``; without it, R-hat and divergent transitions decide.
+            ``reliability``; without it, R-hat, effective sample sizes and divergent transitions
+            decide, as they do in `nuts`.
         losses: training losses by approximation, ``(num_steps,)`` in nats, which tell a fit that
             was stopped too early; they take precedence over the group ``training``.
 
@@ -244,6 +245,11 @@ def compare(
     >>> comparison.findings["too narrow"].kind
     'under-dispersed'
     """
+    if not isinstance(approximations, Mapping) or isinstance(approximations, xr.DataTree):
+        raise TypeError(
+            f"approximations is a {type(approximations).__name__}; expected a mapping from name to "
+            "DataTree, such as {'mean field': tree}"
+        )
     references = several(reference)
     trees = {name: as_tree(source, name) for name, source in references.items()}
     chosen = next(iter(trees))
@@ -252,7 +258,7 @@ def compare(
     _check_names(compared, losses or {})
     target = trees[chosen]
     found = assemble(compared, target, losses or {})
-    reliable, note = reliability(target, found.r_hat, found.ess)
+    reliable, note = reliability(target, found.worst)
     findings = {
         name: judge(found.dataset.sel(approximation=name), reliable, note) for name in compared
     }

@@ -1,5 +1,6 @@
 """From Pyro to ArviZ: draws of samplers, guides and predictions as DataTrees."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,18 +9,23 @@ import torch
 from pyro import poutine
 from xarray import DataTree
 
+from pyro_elbo_lab.checks import check_count, check_programs
 from pyro_elbo_lab.datatree import to_datatree
-from pyro_elbo_lab.dims import trace_dims
+from pyro_elbo_lab.dims import part_of_the_rows, trace_dims
 from pyro_elbo_lab.groups import constant_data, model_groups
 from pyro_elbo_lab.guide_draws import GuideDraws, guide_draws
+from pyro_elbo_lab.independence import latent_between_cells
 from pyro_elbo_lab.layout import lay_out
 from pyro_elbo_lab.particles import Stack, sort
 from pyro_elbo_lab.replay import Replay, deterministics, observations
-from pyro_elbo_lab.sampling import draw, touching_cells
 from pyro_elbo_lab.state import forget_namesakes, seeded
-from pyro_elbo_lab.structure import aside
 
-__all__ = ["from_guide", "from_predictive", "from_pyro"]
+__all__ = ["from_guide", "from_predictive", "from_pyro", "unscored"]
+
+_PART = (
+    "the draws have no log-weights and no k-hat, as {}, and weights of a part of the data would "
+    "say nothing of all data. Call it with all rows and without subsampling."
+)
 
 Labels = Mapping[str, Sequence[Any]] | None
 Names = Mapping[str, Sequence[str]] | None
@@ -55,7 +61,8 @@ def from_pyro(
         says why. Predictions and prior are drawn with a seed of their own.
 
     Raises:
-        ValueError: draws of a site that the model lacks, or of another shape.
+        ValueError: draws of a site that the model lacks, or of another shape; no draws.
+        TypeError: `mcmc` is none.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -71,7 +78,7 @@ def from_pyro(
         >>> dict(tree["log_likelihood"].sizes)
         {'chain': 1, 'draw': 50, 'patient': 3}
     """
-    samples = mcmc.get_samples(group_by_chain=True)
+    samples = _samples(mcmc)
     posterior = {name: _numpy(draws) for name, draws in samples.items()}
     attrs: dict[str, Any] = {"inference": f"Pyro {type(mcmc.kernel).__name__}"}
     stats = _sample_stats(mcmc, next(iter(posterior.values())).shape[:2], attrs)
@@ -119,9 +126,15 @@ def from_guide(
         depends on them, by index of these plates. Discrete sites that are summed out have no draws:
         they and the deterministic sites that depend on them are missing, and named in the attribute
         `summed_out`; the latents that the guide sets to single values are named in `points`.
+        Where a plate holds a part of the rows there are no densities, as log-weights and k-hat of
+        a part of the data are not those of all data.
 
     Raises:
         ValueError: fewer than one draw, or a guide that does not fit the model.
+        TypeError: `num_samples` is no integer.
+
+    Warns:
+        UserWarning: a plate holds a part of the rows.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -134,17 +147,24 @@ def from_guide(
         >>> float(abs(tree["sample_stats"]["log_weight"]).max())  # the guide is the posterior
         0.0
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    check_programs(model=model, guide=guide)
+    check_count("num_samples", num_samples)
     forget_namesakes(guide)
     with torch.no_grad():
         drawn = guide_draws(model, guide, args, kwargs, num_samples)
     posterior = {name: _numpy(drawn.values(name))[None] for name in drawn.names}
     log_p, log_q = (_numpy(drawn.log_density(side))[None] for side in ("model", "guide"))
     stats = {"log_p": log_p, "log_q": log_q, "log_weight": log_p - log_q}
-    cells, cell_dims = _cell_log_weights(drawn, model, guide, args, kwargs)
+    cells: dict[str, np.ndarray] = {}
+    cell_dims: dict[str, tuple[str, ...]] = {}
     with torch.no_grad(), poutine.block():
         groups, notes = model_groups(_bound(model, args, kwargs), drawn.trace, posterior)
+    if part := part_of_the_rows(drawn.trace):
+        stats = {}
+        notes.append(f"no log-weights and no k-hat: {part}")
+        warnings.warn(f"from_guide: {_PART.format(part)}", stacklevel=2)
+    else:
+        cells, cell_dims = _cell_log_weights(drawn, model, guide, args, kwargs)
     attrs = {"inference": "guide"}
     attrs |= {"summed_out": ", ".join(drawn.summed_out)} if drawn.summed_out else {}
     attrs |= {"points": ", ".join(points)} if (points := drawn.structure.points) else {}
@@ -237,6 +257,31 @@ def from_predictive(
     )
 
 
+def unscored(tree: DataTree, why: str) -> DataTree:
+    """The tree without what belongs to some rows of the data: densities, data and predictions.
+
+    Args:
+        tree: what `from_guide` returned for some of the rows.
+        why: a note.
+    """
+    kept = {n: child.to_dataset() for n, child in tree.children.items() if n in _OF_NO_ROWS}
+    found = DataTree.from_dict(kept)
+    found.attrs = {**tree.attrs, "notes": why}
+    return found
+
+
+_OF_NO_ROWS = ("posterior", "prior")
+
+
+def _samples(mcmc: Any) -> Mapping[str, torch.Tensor]:
+    if not hasattr(mcmc, "get_samples"):
+        raise TypeError(f"mcmc is a {type(mcmc).__name__}, expected a finished pyro.infer.MCMC.")
+    samples = mcmc.get_samples(group_by_chain=True)
+    if not samples:
+        raise ValueError("The MCMC has no draws: call its run(...) first.")
+    return samples
+
+
 def _tree(
     trace: poutine.Trace,
     posterior: Mapping[str, np.ndarray],
@@ -323,9 +368,7 @@ def _cell_log_weights(
     layout = lay_out(structure, "auto")
     if not any(layout.cells.values()):
         return {}, {}
-    with aside():
-        one = draw(model, guide, args, kwargs, structure=structure, layout=layout, leaves=True)
-    if touching_cells(one) is not None:
+    if latent_between_cells(model, guide, args, kwargs, structure, layout) is not None:
         return {}, {}
     num = particles.num_outer
     stack = Stack(1, num, structure.max_plate_nesting, drawn.vectorize)

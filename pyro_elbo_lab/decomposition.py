@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_elbo_lab.checks import check_count, check_programs
 from pyro_elbo_lab.guide_draws import guide_draws
 from pyro_elbo_lab.particles import Factor, Particles
 from pyro_elbo_lab.state import forget_namesakes, seeded
@@ -109,8 +110,8 @@ def decompose(
         >>> print(parts.kl)  # 0.2216
         0.217 ± 0.005
     """
-    if num_samples < 2:
-        raise ValueError(f"num_samples must be at least 2, got {num_samples}.")
+    check_programs(model=model, guide=guide)
+    check_count("num_samples", num_samples, least=2)
     forget_namesakes(guide)
     with seeded(seed), torch.no_grad():
         drawn = guide_draws(model, guide, args, kwargs, num_samples)

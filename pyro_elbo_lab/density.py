@@ -172,7 +172,7 @@ def _largest(x: Any) -> float:
 def _captured(potential: Potential, start: Tensor) -> Graph:
     def function(flat: Tensor) -> tuple[Tensor, ...]:
         flat = flat.detach().requires_grad_()
-        energy = potential.energy(potential.by_site(flat))
+        energy = potential.energy(potential.by_site(flat))  # `isolated` makes it float64
         (gradient,) = torch.autograd.grad(energy, flat)
         return -energy.detach().to(torch.float64), -gradient
 

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from pyro_elbo_lab._importance import ImportanceDiagnostics, diagnose
+from pyro_elbo_lab.checks import check_count
 
 __all__ = ["importance_diagnostics", "k_hat", "loo_approximate_posterior", "resampled", "weighted"]
 
@@ -146,9 +147,9 @@ def resampled(tree: xr.DataTree, num_draws: int | None = None, seed: int = 0) ->
         >>> float(resampled(tree)["posterior"]["z"].mean().round(1))
         1.0
     """
+    if num_draws is not None:
+        check_count("num_draws", num_draws)
     joint = _believed(tree)
-    if num_draws is not None and num_draws < 1:
-        raise ValueError(f"num_draws must be at least 1, got {num_draws}")
     size = num_draws or len(joint.weights)
     rng = np.random.default_rng(seed)
     places = (np.arange(size) + rng.uniform(size=size)) / size
@@ -287,10 +288,13 @@ def loo_approximate_posterior(
 
 
 def _joint(tree: xr.DataTree) -> ImportanceDiagnostics:
+    if not isinstance(tree, xr.DataTree):
+        raise TypeError(f"expected a DataTree as from_guide returns it, got {type(tree).__name__}")
     if "sample_stats" not in tree.children or "log_weight" not in tree["sample_stats"].data_vars:
+        notes = tree.attrs.get("notes")
         raise ValueError(
             "the tree has no sample_stats.log_weight: importance weights are those of a guide's "
-            "draws, as from_guide returns them"
+            f"draws, as from_guide returns them{f' (its notes: {notes})' if notes else ''}"
         )
     if points := tree.attrs.get("points"):
         raise ValueError(

@@ -15,6 +15,8 @@ __all__ = [
     "element_names",
     "has_value",
     "is_deterministic",
+    "part_of_the_rows",
+    "refuse_complex",
     "site_dims",
     "subsampled_plate",
     "trace_dims",
@@ -76,6 +78,21 @@ def subsampled_plate(sites: Iterable[dict[str, Any]]) -> Any:
     return next((frame for frame in frames if frame.full_size not in (None, frame.size)), None)
 
 
+def part_of_the_rows(trace: poutine.Trace) -> str:
+    """Of which plate a run has seen a part of the rows, in words; "" if it has seen all of all."""
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and type(site["fn"]).__name__ == "_Subsample":
+            size, seen = site["fn"].size, len(np.unique(_indices(site["value"])))
+            if seen < size:
+                return f"plate '{name}' holds {seen} of {size} rows"
+    plate = subsampled_plate(trace.nodes.values())
+    return "" if plate is None else f"plate '{plate.name}' holds {plate.size} of {plate.full_size}"
+
+
+def _indices(rows: Any) -> np.ndarray:
+    return rows.cpu().numpy() if isinstance(rows, torch.Tensor) else np.asarray(rows)
+
+
 def is_deterministic(site: dict[str, Any]) -> bool:
     """Whether a site of a model is computed, and neither drawn nor data.
 
@@ -90,6 +107,20 @@ def delta(fn: Any) -> Any:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return fn if type(fn).__name__ == "Delta" else None
+
+
+def refuse_complex(name: str, site: dict[str, Any], side: str) -> None:
+    """Raise ValueError for a site whose log-density is complex, as it is of complex data."""
+    if site["type"] != "sample" or not has_value(site) or not site["value"].is_complex():
+        return
+    with torch.no_grad():
+        density = site["fn"].log_prob(site["value"])
+    if density.is_complex():
+        raise ValueError(
+            f"Site '{name}' of the {side} has complex values and a complex log-density "
+            f"({type(site['fn']).__name__}). Write its real and imaginary part as real sites, "
+            "torch.view_as_real(...), or use a distribution whose log_prob is real."
+        )
 
 
 def has_value(site: dict[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """log p(x) between bounds: from below by a guide, from above by draws of the posterior."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from xarray import DataTree
+from xarray import Dataset, DataTree
 
+from pyro_elbo_lab._draws import MIN_DRAWS_PER_CHAIN, posterior
 from pyro_elbo_lab._importance import diagnose
 from pyro_elbo_lab._sandwich import (
     LADDER,
@@ -21,12 +22,15 @@ from pyro_elbo_lab._sandwich import (
     lower_rows,
     upper_rows,
 )
+from pyro_elbo_lab._sources import as_tree
 from pyro_elbo_lab.bounds import log_mean_exp, mean
+from pyro_elbo_lab.checks import check_count, check_programs
 from pyro_elbo_lab.dims import subsampled_plate
 from pyro_elbo_lab.given import guide_values
+from pyro_elbo_lab.independence import latent_between_cells
 from pyro_elbo_lab.layout import Layout, lay_out, linear
 from pyro_elbo_lab.particles import Particles
-from pyro_elbo_lab.sampling import draw, is_vectorizable, touching_cells
+from pyro_elbo_lab.sampling import draw, is_vectorizable
 from pyro_elbo_lab.state import forget_namesakes
 from pyro_elbo_lab.structure import FactorKey, Site, Structure, analyse
 from pyro_elbo_lab.target import totals
@@ -144,7 +148,8 @@ def evidence(
         guide: a fitted guide.
         args: positional arguments of both.
         reference: draws of the posterior for the upper bounds: a `DataTree` such as `nuts` returns,
-            over (chain, draw), or a dict of independent draws by latent, draws first. Where it has
+            over (chain, draw), a finished `MCMC`, or a dict of independent draws by latent, draws
+            first. Where it has
             an attribute `reliable` = 0 its bounds are not believed.
         num_samples: draws of the guide, at least 100.
         kwargs: keyword arguments of both.
@@ -154,7 +159,9 @@ def evidence(
 
     Raises:
         ValueError: fewer than 100 draws; a guide that does not fit the model, or is a point; a
-            log-weight that is NaN or infinite; a reference of which no latent is the model's.
+            log-weight that is NaN or infinite; a reference of which no latent is the model's, or
+            whose draws are too few, NaN, or of another shape.
+        TypeError: a reference of another kind; `num_samples` is no integer.
 
     References:
         Burda, Grosse and Salakhutdinov (2016), Importance weighted autoencoders; Grosse, Ghahramani
@@ -176,11 +183,14 @@ def evidence(
         >>> round(bounds.lower.value, 1), round(bounds.upper.value, 1)  # log p(x) = -1.5155
         (-1.5, -1.5)
     """
-    if num_samples < 100:
-        raise ValueError(f"num_samples must be at least 100, got {num_samples}.")
+    check_programs(model=model, guide=guide)
+    check_count("num_samples", num_samples, least=100)
+    reference = _checked(reference)
     forget_namesakes(guide)
     run = _Run.of(model, guide, args, kwargs)
     _refuse_points(run.structure)
+    if reference is not None and not run.subsampled:
+        run.check_reference(reference)
     log_weights = run.log_weights(num_samples)
     _refuse_infinite(log_weights)
     notes = []
@@ -258,14 +268,29 @@ class _Run:
             start += size
         return np.concatenate(parts).reshape(_num_chains(reference), -1)
 
+    def check_reference(self, reference: Any) -> None:
+        """Refuse draws that are not those of the guide's latents, before anything is computed."""
+        for name, values in guide_values(reference, self.structure, self.programs[1]).items():
+            expected = self.sites[FactorKey("guide", name)]["value"]
+            if values[0].numel() != expected.numel():
+                raise ValueError(
+                    f"The reference has draws of shape {tuple(values.shape[1:])} for latent "
+                    f"'{name}' of the guide, which has shape {tuple(expected.shape)}: the draws "
+                    "must be those of the same model on the same data, draws first."
+                )
+            if wrong := int((~values.isfinite()).sum()):
+                raise ValueError(
+                    f"The reference has {wrong} NaN or infinite values for latent '{name}' of the "
+                    "guide: remove these draws, or repair the run."
+                )
+
     def cell_rows(self, num_draws: int) -> tuple[list[Row], list[str]]:
         """Importance-weighted bounds with weights for every cell of the local plates."""
         layout = lay_out(self.structure, "auto")
         if not any(layout.cells.values()):
             return [], []
-        with torch.enable_grad():
-            one = draw(*self.programs, structure=self.structure, layout=layout, leaves=True)
-        if (name := touching_cells(one)) is not None:
+        name = latent_between_cells(*self.programs, self.structure, layout)
+        if name is not None:
             return [], [f"The cells of '{name}' are not independent: joint weights only."]
         rows: list[Row] = []
         for k in LADDER[1:3]:
@@ -319,6 +344,37 @@ def _refuse_infinite(log_weights: np.ndarray) -> None:
         "the ELBO is -inf or undefined. A guide must put its draws inside the model's support: "
         "`from_guide(guide, model, ...).sample_stats` shows log_p and log_q of each draw."
     )
+
+
+def _checked(reference: Any) -> Any:
+    """A reference of one of the kinds that `evidence` takes, or an error."""
+    if reference is None:
+        return None
+    is_mapping = isinstance(reference, Mapping) and not isinstance(reference, Dataset | DataTree)
+    if not is_mapping:
+        tree = as_tree(reference, "reference")
+        posterior(tree, "reference")
+        return tree
+    lengths = {}
+    for name, values in reference.items():
+        array = np.asarray(values)
+        if array.dtype.kind not in "fiub" or not array.ndim or not len(array):
+            raise TypeError(
+                f"The reference has {array.dtype} values of shape {array.shape} for '{name}'; "
+                "expected independent draws of latents by name, draws first."
+            )
+        lengths[name] = len(array)
+        if len(array) < MIN_DRAWS_PER_CHAIN:
+            raise ValueError(
+                f"The reference has {len(array)} draws of '{name}'; at least {MIN_DRAWS_PER_CHAIN} "
+                "are needed to tell how certain a bound is."
+            )
+    if len(set(lengths.values())) != 1:
+        raise ValueError(
+            f"The reference has different numbers of draws, {lengths or 'none at all'}; expected "
+            "equally many of each latent, draws first."
+        )
+    return reference
 
 
 def _complaint(reference: Any) -> str:

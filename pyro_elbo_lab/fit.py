@@ -165,6 +165,7 @@ def fit(
         _model=model,
         _args=first,
         _kwargs=kwargs,
+        _batches=batches,
     )
 
 

@@ -11,6 +11,7 @@ import xarray as xr
 from pyro import poutine
 from torch import Tensor
 
+from pyro_elbo_lab.checks import check_count, check_programs
 from pyro_elbo_lab.dims import element_names
 from pyro_elbo_lab.guide_draws import GuideDraws, guide_draws
 from pyro_elbo_lab.quasirandom import Placement, gaussian_latents
@@ -86,8 +87,8 @@ def linear_response(
         >>> found["covariance"].values[0].round(2)
         array([1. , 0.9])
     """
-    if num_samples < 2:
-        raise ValueError(f"num_samples must be at least 2, got {num_samples}")
+    check_programs(model=model, guide=guide)
+    check_count("num_samples", num_samples, least=2)
     forget_namesakes(guide)
     with seeded(seed):
         structure, _ = analyse(model, guide, args, kwargs)

@@ -23,6 +23,7 @@ from pyro_elbo_lab.checks import check_nesting, integer
 from pyro_elbo_lab.enumeration import is_enumerated
 from pyro_elbo_lab.explanation import Explanation, Row
 from pyro_elbo_lab.gradients import UNBIASED, Choice, Gradient, Method
+from pyro_elbo_lab.independence import latent_between_cells
 from pyro_elbo_lab.layout import Layout, joint, lay_out, linear
 from pyro_elbo_lab.mixture import Mixture, mixture_surrogate, mixture_value
 from pyro_elbo_lab.particles import Particles, Run, find_nan
@@ -36,13 +37,11 @@ from pyro_elbo_lab.sampling import (
     run_particles,
     sites_vary,
     sort_runs,
-    touching_cells,
 )
 from pyro_elbo_lab.state import gradients_on
 from pyro_elbo_lab.structure import (
     FactorKey,
     Program,
-    Recall,
     Site,
     Structure,
     Values,
@@ -542,11 +541,7 @@ class Objective(ELBO):
         shared = structure.latents.keys() - layout.local
         if self.weights == "complete" and shared:
             return joint(structure, f"{self.name} weighs every latent, also '{min(shared)}'")
-        if not any(layout.cells.values()):
-            return layout
-        with aside(Recall(recall)), torch.enable_grad():
-            particles = draw(*program, structure=structure, layout=layout, leaves=True)
-            name = touching_cells(particles)
+        name = latent_between_cells(*program, structure, layout, recall)
         if name is None:
             return layout
         found = f"the log-weights of other cells depend on latent '{name}' ({layout.reason})"

@@ -6,8 +6,8 @@ model's sites. The density itself is Pyro's own (`pyro.infer.mcmc.util.initializ
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,10 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_elbo_lab.dims import refuse_complex
+from pyro_elbo_lab.precision import InFloat64, to_float64
 from pyro_elbo_lab.replay import Replay, deterministics
+from pyro_elbo_lab.structure import naming_empty_plates
 
 __all__ = [
     "Potential",
@@ -55,6 +58,7 @@ class Potential:
         device: of the latents.
         trace: one run of the model.
         enumerated: names of the discrete latents, which are summed out.
+        has_float32: whether the model keeps tensors that are not float64.
     """
 
     model: Program
@@ -64,6 +68,7 @@ class Potential:
     device: torch.device
     trace: poutine.Trace
     enumerated: tuple[str, ...]
+    has_float32: bool = False
 
     @property
     def size(self) -> int:
@@ -81,11 +86,12 @@ class Potential:
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Inside the block float64 is torch's default (Python floats become float64 tensors), draws are
-    float64, handlers around it see nothing, and what happens to the param store is undone."""
+    """Inside the block float64 is torch's default (Python floats become float64 tensors), draws and
+    operations are float64, handlers around it see nothing, and what happens to the param store is
+    undone."""
     default, store = torch.get_default_dtype(), pyro.get_param_store()
     try:
-        with poutine.block(), store.scope(store.get_state()), _DrawsInFloat64():
+        with poutine.block(), store.scope(store.get_state()), _DrawsInFloat64(), InFloat64():
             torch.set_default_dtype(torch.float64)
             yield
     finally:
@@ -96,22 +102,23 @@ def prepare(model: Program, args: tuple, kwargs: Mapping[str, Any]) -> Potential
     """The posterior density of a model, checked to be one that NUTS can sample.
 
     Call it within `isolated()`. Tensors among the arguments, also inside tuples, lists
-    and dicts, become float64; `pyro.param` values become float64 and fixed.
+    and dicts, become float64; `pyro.param` values become float64 and fixed. Float32 tensors that
+    the model keeps to itself take part as float64 copies.
 
     Raises:
         ValueError: no continuous latents; a latent without a density NUTS can use (an improper
             prior, unbounded discrete values, a support that depends on other latents); a
             subsampled plate; a model that is random beyond its latents; no finite density found.
-        TypeError: the model mixes float32 tensors of its own with float64 arguments.
+        TypeError: the model writes to a float32 tensor that it keeps.
     """
-    args, kwargs = _to_float64(args), _to_float64(dict(kwargs))
+    args, kwargs = to_float64(args), to_float64(dict(kwargs))
     fixed = _FixedParams()(model)
 
     def bound() -> Any:
         return fixed(*args, **kwargs)
 
     # Draws from a wide prior may be invalid parameters of the next site: the checks come later.
-    with pyro.validation_enabled(False), _explaining_dtypes():
+    with pyro.validation_enabled(False), _explaining_dtypes(), InFloat64() as widening:
         trace = _first_run(bound)
         latents = _latents(trace)
         _check_sites(trace, latents)
@@ -132,9 +139,9 @@ def prepare(model: Program, args: tuple, kwargs: Mapping[str, Any]) -> Potential
         trace=trace,
         enumerated=tuple(name for name in latents if name not in transforms),
     )
-    with _explaining_dtypes():
+    with _explaining_dtypes(), InFloat64():
         _check_behaviour(potential)
-    return potential
+    return replace(potential, has_float32=widening.found is not None)
 
 
 def logp_and_gradient(
@@ -154,8 +161,10 @@ def logp_and_gradient(
 
     def evaluate(x: np.ndarray) -> tuple[float, np.ndarray]:
         flat = torch.tensor(x, dtype=torch.float64, device=potential.device, requires_grad=True)
+        widening = InFloat64() if potential.has_float32 else nullcontext()  # threads have none
         try:
-            energy = potential.energy(potential.by_site(flat))
+            with widening:
+                energy = potential.energy(potential.by_site(flat))
             (gradient,) = torch.autograd.grad(energy, flat)
         except torch.linalg.LinAlgError:
             return float("nan"), np.zeros_like(x)
@@ -209,7 +218,7 @@ class _FixedParams(Messenger):
     """Gives a program its parameters as float64 constants."""
 
     def _pyro_post_param(self, msg: Site) -> None:
-        msg["value"] = _to_float64(msg["value"].detach())
+        msg["value"] = to_float64(msg["value"].detach())
 
 
 class _DrawsInFloat64(Messenger):
@@ -217,7 +226,7 @@ class _DrawsInFloat64(Messenger):
 
     def _pyro_post_sample(self, msg: Site) -> None:
         if not msg["is_observed"]:
-            msg["value"] = _to_float64(msg["value"])
+            msg["value"] = to_float64(msg["value"])
 
 
 class _RefuseImproper(Messenger):
@@ -236,21 +245,9 @@ class _RefuseImproper(Messenger):
             )
 
 
-def _to_float64(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(torch.float64) if value.is_floating_point() else value
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(_to_float64, value))
-    if isinstance(value, tuple | list):
-        return type(value)(map(_to_float64, value))
-    if isinstance(value, dict):
-        return {key: _to_float64(entry) for key, entry in value.items()}
-    return value
-
-
 def _first_run(model: Program) -> poutine.Trace:
     """A run at draws of the prior, if possible at some where no matrix is singular."""
-    with _RefuseImproper():
+    with _RefuseImproper(), naming_empty_plates():
         for _ in range(_ATTEMPTS):
             with suppress(torch.linalg.LinAlgError):
                 return poutine.trace(model).get_trace()
@@ -279,15 +276,14 @@ def _explaining_dtypes() -> Iterator[None]:
         if "dtype" not in str(error) and "scalar type" not in str(error):
             raise
         raise TypeError(
-            f"The model mixes float32 and float64 ({error}). NUTS runs in float64 and converts the "
-            "arguments and pyro.param values, but not tensors or modules that the model keeps to "
-            "itself: pass them as arguments, build them from the data's dtype, or call "
-            ".double() on the module."
+            f"The model mixes floating-point types in a way that cannot be undone ({error}). NUTS "
+            "runs in float64: build the tensors that meet in this operation from the data's dtype."
         ) from error
 
 
 def _check_sites(trace: poutine.Trace, latents: Mapping[str, Site]) -> None:
     for name, site in trace.nodes.items():
+        refuse_complex(name, site, "model")
         for frame in site.get("cond_indep_stack", ()):
             if frame.full_size is not None and frame.size < frame.full_size:
                 raise ValueError(

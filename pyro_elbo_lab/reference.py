@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import arviz_stats
 import numpy as np
 import pyro
 import torch
@@ -13,6 +12,7 @@ from pyro.infer import MCMC, NUTS
 from xarray import DataTree
 
 from pyro_elbo_lab.chains import TARGET_ACCEPT, Sample, sample
+from pyro_elbo_lab.checks import check_count, check_programs
 from pyro_elbo_lab.datatree import to_datatree
 from pyro_elbo_lab.density import compare, compile_density
 from pyro_elbo_lab.dims import element_names, trace_dims
@@ -26,14 +26,15 @@ from pyro_elbo_lab.potential import (
     prepare,
     starting_point,
 )
+from pyro_elbo_lab.reliability import Worst, worst
+from pyro_elbo_lab.reliability import judge as judged
 from pyro_elbo_lab.replay import observations
 from pyro_elbo_lab.state import seeded
 
 __all__ = ["nuts"]
 
-MAX_R_HAT = 1.01
-MIN_ESS_PER_CHAIN = 100
-MAX_DIVERGENT_SHARE = 0.01
+_AT_ONCE = 64
+"""Scalars judged at once."""
 
 
 def nuts(
@@ -49,7 +50,8 @@ def nuts(
 ) -> DataTree:
     """Draw from a model's posterior with NUTS, and judge whether the draws can be trusted.
 
-    The density is Pyro's own potential, in float64 whatever the type of the arguments. Discrete
+    The density is Pyro's own potential, in float64 whatever the type of the arguments and of the
+    tensors that the model keeps, which take part as copies. Discrete
     latents are enumerated and summed out: the result has the continuous ones, and no
     `pyro.deterministic` sites then. Parameters (`pyro.param`, modules) stay fixed. The
     caller's random state, param store and default dtype are untouched.
@@ -95,11 +97,10 @@ def nuts(
     Raises:
         ValueError: an unknown sampler, a number below 1, or a model that NUTS cannot sample:
             see `potential.prepare`.
-        TypeError: the model mixes float32 tensors of its own with float64 arguments.
+        TypeError: the model writes to a float32 tensor that it keeps; a number that is no integer.
 
     Warns:
-        UserWarning: the draws are not reliable, the model runs eagerly with "nutpie", or a latent's
-            prior has float32 constants.
+        UserWarning: the draws are not reliable, or the model runs eagerly with "nutpie".
 
     References:
         Hoffman and Gelman (2014), The No-U-Turn sampler; Vehtari, Gelman, Simpson, Carpenter and
@@ -120,9 +121,10 @@ def nuts(
     """
     if sampler not in _SAMPLERS:
         raise ValueError(f"sampler must be one of {sorted(_SAMPLERS)}, got {sampler!r}.")
-    for name, number in {"num_chains": num_chains, "num_samples": num_samples}.items():
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}.")
+    check_programs(model=model)
+    check_count("num_chains", num_chains)
+    check_count("num_samples", num_samples)
+    check_count("num_warmup", num_warmup, least=0)
     started = time.perf_counter()
     with seeded(seed), isolated():
         potential = prepare(model, args, kwargs)
@@ -172,38 +174,22 @@ def judge(posterior: Mapping[str, np.ndarray], diverging: np.ndarray) -> dict[st
         'reliable: R-hat is at most 1.00..., ESS at least ..., 0 of 2000 transitions diverged.'
     """
     scalars = _varying_scalars(posterior)
-    r_hat = {name: _r_hat(x) for name, x in scalars.items()}
-    ess = {name: _ess(x) for name, x in scalars.items()}
-    num_chains, divergences = len(diverging), int(diverging.sum())
-    r_hat_max = float(np.max([*r_hat.values(), -np.inf]))
-    ess_min = float(np.min([*ess.values(), np.inf]))
-    enough = MIN_ESS_PER_CHAIN * num_chains
-    diverged = f"{divergences} of {diverging.size} transitions diverged"
-    complaints = []
-    if not all(np.isfinite(x).all() for x in scalars.values()):
-        complaints.append("some draws are infinite or NaN")
-    if num_chains < 2:
-        complaints.append("R-hat takes at least 2 chains")
-    elif not r_hat_max <= MAX_R_HAT:
-        name = max(r_hat, key=lambda n: r_hat[n])
-        complaints.append(f"R-hat of {name} is {r_hat_max:.3f} (at most {MAX_R_HAT} is good)")
-    if not ess_min >= enough:
-        name = min(ess, key=lambda n: ess[n])
-        complaints.append(f"ESS of {name} is {ess_min:.0f} (at least {enough} is good)")
-    if divergences > MAX_DIVERGENT_SHARE * diverging.size:
-        complaints.append(f"{diverged} (at most {MAX_DIVERGENT_SHARE:.0%} is good)")
-    if complaints:
-        reliability = f"not reliable: {'; '.join(complaints)}."
-    else:
-        reliability = (
-            f"reliable: R-hat is at most {r_hat_max:.3f}, ESS at least {ess_min:.0f}, {diverged}."
-        )
+    names = list(scalars)
+    finite = all(np.isfinite(x).all() for x in scalars.values())
+    found = Worst(("", np.nan), ("", np.nan))
+    if finite:
+        starts = range(0, len(names), _AT_ONCE)
+        parts = (names[start : start + _AT_ONCE] for start in starts)
+        found = worst((part, np.stack([scalars[name] for name in part])) for part in parts)
+    reliable, sentence = judged(found, len(diverging), diverging)
+    if not finite:
+        reliable, sentence = False, "not reliable: some draws are infinite or NaN."
     return {
-        "r_hat_max": r_hat_max,
-        "ess_min": ess_min,
-        "divergences": divergences,
-        "reliable": int(not complaints),
-        "reliability": reliability,
+        "r_hat_max": found.r_hat[1] if len(diverging) > 1 else np.nan,
+        "ess_min": found.ess[1],
+        "divergences": int(diverging.sum()),
+        "reliable": int(reliable),
+        "reliability": sentence,
     }
 
 
@@ -217,20 +203,6 @@ def _varying_scalars(posterior: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
         )
     }
     return {name: x for name, x in scalars.items() if (x != x[0, 0]).any()} or scalars
-
-
-def _r_hat(x: np.ndarray) -> float:
-    """Rank-normalised split R-hat; NaN for a single chain, or fewer than 4 draws."""
-    with np.errstate(invalid="ignore"):  # draws that never vary
-        return float(arviz_stats.rhat(x)) if len(x) > 1 else np.nan
-
-
-def _ess(x: np.ndarray) -> float:
-    """The lesser of bulk and tail ESS."""
-    return min(
-        float(arviz_stats.ess(x, method="bulk")),
-        float(arviz_stats.ess(x, method="tail", prob=(0.05, 0.95))),
-    )
 
 
 def _nutpie(potential: Potential, *settings: Any) -> Sample:

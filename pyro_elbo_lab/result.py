@@ -1,6 +1,6 @@
 """What a fit leaves behind, in memory and in a file."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 from xarray import Dataset, DataTree
 
+from pyro_elbo_lab.all_rows import as_arguments, from_batches
 from pyro_elbo_lab.checks import integer
 from pyro_elbo_lab.convert import from_guide
 from pyro_elbo_lab.fit_file import read, write
@@ -57,6 +58,7 @@ class Fit:
     _model: Program | None = field(default=None, repr=False)
     _args: tuple = field(default=(), repr=False)
     _kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    _batches: Iterable[Any] | None = field(default=None, repr=False)
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
@@ -68,21 +70,31 @@ class Fit:
         """Those of the modules of model and guide, by name."""
         return self._learnt.buffers
 
-    def posterior(self, num_samples: int = 1000, seed: int = 0) -> DataTree:
-        """Draws from the guide as this fit left it, scored by guide and model: see `from_guide`.
+    def posterior(self, num_samples: int = 1000, seed: int = 0, data: Any = None) -> DataTree:
+        """Draws from the guide as this fit left it, scored by guide and model on all data: see
+        `from_guide`.
 
         The param store, the guide and the model are afterwards as before. Modules are used in the
         mode, training or evaluation, that they are in. The tree also has what `compare` says about
         the training: a group `training` with `loss` over the steps, and the attributes `seconds`
         and `gradient_evaluations`, of single particles.
 
+        A fit on `batches` is scored on one pass of them put together, where they have a length and
+        hold every row once, as a list or a `DataLoader` without replacement does. Elsewhere draws
+        have no log-weights, and a warning says why.
+
         Args:
             num_samples: how many, at least 1.
             seed: of the draws.
+            data: positional arguments that hold all data, a tensor or a tuple, in place of those
+                of the fit.
 
         Raises:
             ValueError: an argument out of its range; the fit has no model; the guide's or the
                 model's modules have other parameters than when they were fitted.
+
+        Warns:
+            UserWarning: the draws are not scored on all data.
         """
         if self._model is None:
             raise ValueError("This fit was loaded without a model: call from_guide yourself.")
@@ -91,7 +103,11 @@ class Fit:
         model, args, kwargs = self._model, self._args, self._kwargs
         once = Programs(model, self.guide, lambda: run_both(model, self.guide, args, kwargs))
         with gradients_on(), seeded(seed), self._learnt.in_place(once):
-            tree = from_guide(self.guide, model, *args, num_samples=num_samples, **kwargs)
+            if data is None and self._batches is not None:
+                tree = from_batches(self.guide, model, self._batches, args, kwargs, num_samples)
+            else:
+                given = args if data is None else as_arguments(data)
+                tree = from_guide(self.guide, model, *given, num_samples=num_samples, **kwargs)
         tree["training"] = DataTree(Dataset({"loss": ("step", self.losses)}))
         particles = int(getattr(self.objective, "num_particles", 1))
         tree.attrs |= {

@@ -11,6 +11,7 @@ import xarray as xr
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_elbo_lab.checks import check_count, check_programs
 from pyro_elbo_lab.dims import element_names
 from pyro_elbo_lab.evaluation import parameters
 from pyro_elbo_lab.state import forget_namesakes, seeded
@@ -58,6 +59,7 @@ def signal_to_noise(
 
     Raises:
         ValueError: no objectives, fewer than 2 evaluations, no parameters with gradients.
+        TypeError: objectives that are none, or not given by name.
 
     References:
         Rainforth, Kosiorek, Le, Maddison, Igl, Wood and Teh (2018), Tighter variational bounds are
@@ -77,10 +79,18 @@ def signal_to_noise(
         >>> found["mean"].values.ravel().round(0)  # of the loss: E[z] = 1
         array([1., 1.])
     """
+    check_programs(model=model, guide=guide)
+    if not isinstance(objectives, Mapping):
+        raise TypeError(
+            f"objectives is a {type(objectives).__name__}: pass losses by name, "
+            "{'ELBO': StandardELBO()}"
+        )
+    for name, objective in objectives.items():
+        if not hasattr(objective, "loss_and_grads"):
+            raise TypeError(f"objectives[{name!r}] is {objective!r}, expected a loss as SVI takes")
     if not objectives:
         raise ValueError("objectives is empty: pass losses by name, {'ELBO': StandardELBO()}")
-    if num_evaluations < 2:
-        raise ValueError(f"num_evaluations must be at least 2, got {num_evaluations}")
+    check_count("num_evaluations", num_evaluations, least=2)
     forget_namesakes(guide)
     leaves: dict[str, Tensor] = {}
     for objective in objectives.values():

@@ -27,7 +27,7 @@ from pyro.util import check_model_guide_match
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pyro_elbo_lab.dims import delta
+from pyro_elbo_lab.dims import delta, refuse_complex
 from pyro_elbo_lab.enumeration import (
     Marginal,
     Site,
@@ -38,6 +38,7 @@ from pyro_elbo_lab.enumeration import (
     marginalise,
     variable,
 )
+from pyro_elbo_lab.rows import in_named_order, replayed, sites_by_position
 from pyro_elbo_lab.state import random_states_kept
 
 Side = Literal["model", "guide"]
@@ -169,8 +170,15 @@ def run(
     """
     if first_enumerated_dim is not None:
         model = poutine.enum(model, first_available_dim=first_enumerated_dim)
-    try:
+    with naming_empty_plates():
         return _run(model, guide, args, kwargs, while_guiding or nullcontext())
+
+
+@contextmanager
+def naming_empty_plates() -> Iterator[None]:
+    """An error about a plate of size 0 says which."""
+    try:
+        yield
     except ZeroDivisionError as error:
         plate = _empty_plate(error)
         if plate is None:
@@ -190,17 +198,14 @@ def _run(
 ) -> tuple[Any, Any]:
     unwrapped = poutine.unwrap(guide)
     if isinstance(unwrapped, GuideMessenger):  # a GuideMessenger runs both at once
-        with while_guiding:
+        with while_guiding, in_named_order():
             guide(*args, **kwargs)
         subsamples = {n: s for n, s in unwrapped.trace.nodes.items() if is_subsample(s)}
         traces = unwrapped.get_traces()
         for trace in traces:
             trace.nodes.update(subsamples)
         return traces
-    with while_guiding:
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    return model_trace, guide_trace
+    return replayed(model, guide, args, kwargs, while_guiding)
 
 
 def _empty_plate(error: ZeroDivisionError) -> str | None:
@@ -329,6 +334,7 @@ def analyse(
         model_trace, guide_trace = run(model, guide, args, kwargs)
     recall = to_recall(model_trace, guide_trace, ()) | given
     _check_messenger(model, guide, guide_trace, args, kwargs)
+    _warn_of_positions(guide)
     enumerated = _check(model_trace, guide_trace, lenient)
     drawn = factors(model_trace, guide_trace)
     try:
@@ -650,6 +656,9 @@ def _check(model_trace: Any, guide_trace: Any, lenient: bool) -> tuple[str, ...]
     enumerated = tuple(
         name for name, site in model_sites.items() if _mark(site) and name not in guide_sites
     )
+    for side, sites in (("model", model_sites), ("guide", guide_sites)):
+        for name, site in sites.items():
+            refuse_complex(name, site, side)
     for name in enumerated:
         _check_enumerable(name, model_sites[name])
     for name, site in model_sites.items():
@@ -759,6 +768,16 @@ def _check_messenger(
                 "can leave out none of its sites. Use a guide of the other kind, such as "
                 "AutoNormal, made of poutine.block(model, hide=[...])."
             )
+
+
+def _warn_of_positions(guide: Program) -> None:
+    for plate, kind in sites_by_position(guide).items():
+        warnings.warn(
+            f"Plate '{plate}' is subsampled, but {kind} has one parameter for each place in a "
+            "batch and not for each row: its latents there belong to no row, and no bound follows. "
+            "Use AutoNormal or AutoDelta for them, beside the other guide in an AutoGuideList.",
+            stacklevel=2,
+        )
 
 
 def _names(sites: Mapping[str, Site]) -> str:

@@ -380,10 +380,12 @@ def test_fixed_seeds_and_autocorrelation_are_noticed() -> None:
         run(sticky)
 
 
-@pytest.mark.parametrize("sizes", [{"num_simulations": 9}, {"num_draws": 0}])
-def test_sizes_are_checked(sizes: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="At least 10 simulations and 1 draw"):
-        run(posterior(), **sizes)
+@pytest.mark.parametrize(
+    "name, size, least", [("num_simulations", 9, 10), ("num_draws", 0, 1), ("num_draws", -3, 1)]
+)
+def test_sizes_are_checked(name: str, size: int, least: int) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least {least}, got {size}"):
+        run(posterior(), **{name: size})
 
 
 def subsampled(x: Tensor) -> None:

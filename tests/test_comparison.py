@@ -2,13 +2,14 @@
 
 import math
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from scipy import stats
+from scipy import special, stats
 
 from pyro_elbo_lab import _blocks, _draws, _predictive
 from pyro_elbo_lab._distances import (
@@ -203,7 +204,9 @@ def test_a_lost_mode_is_found_though_k_hat_is_low(rng: np.random.Generator) -> N
 
 
 def test_too_few_draws_cannot_tell() -> None:
-    comparison = compare({"q": normal(1, num_draws=100)}, standard_normal(0, num_draws=50))
+    comparison = compare(
+        {"q": normal(1, num_draws=100)}, standard_normal(0, num_draws=50, reliable=1)
+    )
     assert comparison.findings["q"].kind == "cannot tell"
 
 
@@ -430,6 +433,44 @@ def test_constant_likelihoods_need_no_leaving_out(
     point = with_log_likelihood(np.full((1, 10), 0.3), y)
     expected = stats.norm.logpdf(y, 0.3).sum()
     assert _predictive._pointwise(point, ["y"])[0].sum() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("varying", [[0], [0, 500, 999], range(500), range(0, 1000, 3)])
+def test_a_point_that_varies_by_rounding_is_a_point(dtype: type, varying: Sequence[int]) -> None:
+    """Draws of one value, some of them a unit in the last place off, and what follows from them."""
+    y = np.linspace(-2, 2, 7)
+    mu: np.ndarray = np.full((1, 1000), 7.58, dtype)
+    mu[0, list(varying)] = np.nextafter(mu[0, 0], dtype(8))
+    point = tree(mu)
+    density = stats.norm.logpdf(y, mu[..., None].astype(float), 2.0).astype(dtype)
+    density[0, list(varying)] = np.nextafter(density[0, -1], dtype(0))
+    point["log_likelihood"] = xr.DataTree(xr.Dataset({"y": (("chain", "draw", "i"), density)}))
+    weights = xr.Dataset({"log_weight": (("chain", "draw"), np.zeros((1, 1000)))})
+    point["sample_stats"] = xr.DataTree(weights)
+    rng = np.random.default_rng(0)
+    target = with_log_likelihood(rng.normal(7.0, 0.2, size=(4, 1000)), y)
+    found = compare({"point": point}, target)
+    assert found.findings["point"].kind == "point estimate"
+    assert found.table.loc[("point", "mu"), "sd_ratio"] < 1e-12
+    row = found.summary.loc["point"]
+    assert math.isnan(row["k_hat"])
+    exact = stats.norm.logpdf(y, 7.58, 2.0).sum()
+    theirs = _predictive._pointwise(target, ["y"])[0].sum()
+    assert row["elpd_difference"] == pytest.approx(exact - theirs, abs=1e-3)
+
+
+def test_weights_without_a_tail_need_no_smoothing() -> None:
+    """Observations that nearly every draw finds certain, or of a guide that hardly varies."""
+    rng = np.random.default_rng(0)
+    values = np.zeros((4, 1000, 3))
+    values[:, :20] = 0.5  # these have the smallest weights
+    values[..., 2] = -1.0 + 1e-7 * rng.normal(size=(4, 1000))
+    group = xr.DataTree(xr.Dataset({"y": (("chain", "draw", "i"), values)}))
+    elpd, k = _predictive._pointwise(xr.DataTree(children={"log_likelihood": group}), ["y"])
+    expected = math.log(4000) - special.logsumexp(-values.reshape(-1, 3), axis=0)
+    np.testing.assert_allclose(elpd, expected, atol=1e-12)
+    assert (k == 0).all()
 
 
 def with_log_likelihood(mu: np.ndarray, y: np.ndarray) -> xr.DataTree:

@@ -157,7 +157,7 @@ def weighted_shares(tree: xr.DataTree) -> np.ndarray:
 def test_arviz_takes_resampled_draws(trees: list[xr.DataTree], tmp_path) -> None:
     found = resampled(trees[0])
     assert az.summary(found).loc["z", "mean"] is not None
-    found.to_netcdf(tmp_path / "resampled.nc")
+    found.to_netcdf(tmp_path / "resampled.nc", engine="h5netcdf")
     with xr.open_datatree(tmp_path / "resampled.nc") as back:
         xr.testing.assert_identical(back["posterior"].to_dataset(), found["posterior"].to_dataset())
 

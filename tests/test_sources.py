@@ -7,9 +7,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-import xarray as xr
 from pyro.infer import MCMC, NUTS
 
+from pyro_elbo_lab import reference
 from pyro_elbo_lab.comparison import compare
 from tests.planted import normal, standard_normal, vector
 
@@ -33,7 +33,8 @@ def test_a_finished_mcmc_of_pyro() -> None:
     samples = mcmc.get_samples()["theta"].numpy()
     np.testing.assert_array_equal(comparison.draws("theta[1]")["reference"], samples[:, 1])
     divergences = len(mcmc.diagnostics()["divergences"]["chain 0"])
-    assert f"{divergences} transitions diverged" in comparison.reference_note
+    assert int(comparison.reference["sample_stats/diverging"].sum()) == divergences
+    assert "R-hat takes at least 2 chains" in comparison.reference_note
 
 
 def test_divergences_of_an_mcmc_are_kept(rng: np.random.Generator) -> None:
@@ -59,7 +60,8 @@ def test_an_mcmc_of_numpyro() -> None:
         def get_extra_fields(self, group_by_chain: bool) -> dict[str, np.ndarray]:
             return {"diverging": np.arange(2000).reshape(2, 1000) < 7}
 
-    assert "7 transitions diverged" in compare({"q": normal(1)}, Finished()).reference_note
+    note = compare({"q": normal(1)}, Finished()).reference_note
+    assert note.startswith("reliable") and "7 of 2000 transitions diverged" in note
 
 
 def test_exact_draws(rng: np.random.Generator) -> None:
@@ -105,11 +107,41 @@ def test_trees_without_a_judgement_are_judged(rng: np.random.Generator) -> None:
     assert "R-hat of x[0] is 1." in compare({"q": q}, vector(z)).reference_note
 
 
-def test_short_and_independent_chains_are_no_reason_for_doubt(rng: np.random.Generator) -> None:
-    reference = xr.DataTree.from_dict(
-        {"posterior": xr.Dataset({"x": (("chain", "draw", "i"), rng.normal(size=(4, 50, 200)))})}
+def test_short_chains_are_no_reference_for_want_of_draws(rng: np.random.Generator) -> None:
+    """Whose R-hat, of 200 independent parameters, says little: see `nuts`."""
+    draws = vector(rng.normal(size=(4, 50, 200)))
+    comparison = compare({"q": draws}, draws)
+    assert not comparison.reference_reliable
+    assert "(at least 400 is good)" in comparison.reference_note
+    exact = compare({"q": draws}, {"x": draws["posterior"]["x"].values})
+    assert exact.reference_reliable
+
+
+@pytest.mark.parametrize(
+    "spoil", ["good", "shifted", "wide", "sticky", "short", "diverging", "one"]
+)
+def test_compare_and_nuts_judge_alike(spoil: str, rng: np.random.Generator) -> None:
+    """The same draws with the judgement of `nuts`, and without one."""
+    z = rng.normal(size=(4, 1000, 3))
+    diverging = np.zeros((4, 1000), bool)
+    if spoil == "shifted":
+        z[1, :, 2] += 0.5
+    if spoil == "wide":
+        z[1, :, 2] *= 1.5
+    if spoil == "sticky":
+        z[..., 0] = np.repeat(z[:, ::20, 0], 20, axis=1)
+    if spoil == "short":
+        z, diverging = z[:, :80], diverging[:, :80]
+    if spoil == "diverging":
+        diverging[0, :41] = True
+    if spoil == "one":
+        z, diverging = z[:1], diverging[:1]
+    judged = reference.judge({"x": z}, diverging)
+    comparison = compare(
+        {"q": vector(rng.normal(size=(1, 1000, 3)))}, vector(z, diverging=diverging)
     )
-    assert compare({"q": reference}, reference).reference_reliable
+    assert comparison.reference_note == judged["reliability"]
+    assert comparison.reference_reliable == bool(judged["reliable"]) == (spoil == "good")
 
 
 def test_an_approximation_may_be_a_mapping_of_draws() -> None:
