@@ -27,7 +27,7 @@ STORY = [
         "guard",
         "datatree",
     ],
-    ["simplify", "scans", "dispatch", "dims", "smoothness"],
+    ["simplify", "scans", "leaves", "reads", "rewrites", "writes", "dispatch", "dims", "smoothness"],
     ["replay"],
     ["groups"],
     ["simulation"],
