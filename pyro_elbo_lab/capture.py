@@ -54,7 +54,7 @@ def capture(
     leaves: Sequence[Tensor],
     data: Sequence[Tensor],
     state: Sequence[Tensor] = (),
-    moving: bool = False,
+    moving: Sequence[Tensor] = (),
 ) -> Graph:
     """Run a function once and write its operators down.
 
@@ -63,16 +63,14 @@ def capture(
         leaves: parameters that must become inputs.
         data: the arguments.
         state: tensors that the program holds and that every run writes to; as before afterwards.
-        moving: whether the data have other values at every call, so that no number may depend on
-            them.
+        moving: those of the data that have other values at every call, so that no number may
+            depend on them.
 
     Raises:
         CaptureError: control flow or Python numbers that depend on parameters or on what was drawn,
             another tensor that outlives the function and is written to.
     """
     own = {storage_of(x) for x in state}
-    if any(storage_of(x) in own for x in (*leaves, *data)):
-        raise CaptureError("it writes to a parameter or an argument")
     num_outputs = 0
 
     def traced(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -86,7 +84,7 @@ def capture(
         with ExitStack() as stack:
             for context in (poutine.block(), unvalidated(), put_back(state)):
                 stack.enter_context(context)
-            read = stack.enter_context(guarded([*leaves, *data] if moving else leaves, state))
+            read = stack.enter_context(guarded([*leaves, *moving], state))
             # aliases: a model may hold the very tensor that it is called with
             module = make_fx(traced, DECOMPOSITIONS)(*[x.detach() for x in data])
     except CaptureError:

@@ -268,14 +268,16 @@ class CompiledELBO(ELBO):
     def _reading(self, pair: _Pair, key: Any, args: tuple, kwargs: dict) -> int:
         """Which of the graphs for arguments of one signature is for the values of these."""
         arguments = _flat(args, kwargs)
+        changed = ""
         for number in range(MOST_READINGS):
             graph = pair.graphs.get((key, number))
             if graph is None or graph.evaluation.is_for(arguments):
                 return number
+            changed = graph.evaluation.graph.reads.changed
         if not pair.others:
             pair.others = (
                 f"{MOST_READINGS} graphs were captured for as many values of what it reads as a "
-                f"Python number or a shape ({graph.evaluation.graph.reads.changed})"
+                f"Python number or a shape ({changed})"
             )
             warnings.warn(f"{self.objective!r} runs eagerly: {pair.others}.", stacklevel=6)
         return MOST_READINGS

@@ -21,10 +21,10 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pyro_elbo_lab.capture import Graph, capture, unvalidated
 from pyro_elbo_lab.environment import Place, Watch, watch
-from pyro_elbo_lab.guard import CaptureError
+from pyro_elbo_lab.guard import CaptureError, storage_of
 from pyro_elbo_lab.leaves import places_of, refuse_hooks, unconstrained, without_hooks
 from pyro_elbo_lab.state import foreign_random_states, random_states_kept
-from pyro_elbo_lab.writes import first_run, put_back
+from pyro_elbo_lab.writes import State, first_run, put_back
 
 __all__ = ["Evaluation", "agree", "evaluate"]
 
@@ -149,10 +149,12 @@ def _evaluate(
     if not hasattr(objective, "differentiable_loss"):
         raise CaptureError(f"{type(objective).__name__} has no differentiable loss")
     program = objective, model, guide, args, kwargs
-    (names, leaves), written = first_run(lambda: _parameters(*program))
+    (names, leaves), state = first_run(lambda: _parameters(*program))
+    written = [x.tensor for x in state]
     if any(isinstance(x, Tensor) and x.requires_grad for x in tree_leaves((args, kwargs))):
         raise CaptureError("an argument requires a gradient, which only eager runs give. Detach it")
     refuse_hooks(objective, names, leaves)
+    _refuse_writes(state, [*leaves, *tree_leaves((args, kwargs))])
     places = places_of(names, leaves, model, guide)
 
     def eager(seed: int) -> list[Tensor | None]:
@@ -164,8 +166,8 @@ def _evaluate(
     for name, leaf in pyro.get_param_store()._params.items():
         if store_before.get(name) is not leaf:
             raise CaptureError(f"every run of it replaces '{name}' in the param store, an average")
-    for source, state in foreign_random_states().items():
-        if state != before[source]:
+    for source, now in foreign_random_states().items():
+        if now != before[source]:
             raise CaptureError(f"it draws from {source}, whose numbers a graph keeps. Use torch")
     has_gradient = tuple(gradient is not None for gradient in first[1 : 1 + len(leaves)])
     flat, spec = tree_flatten((args, kwargs))
@@ -185,7 +187,7 @@ def _evaluate(
             values = _loss_and_gradients(mine, model, guide, own_args, own_kwargs, leaves)
         return tuple(x for x in values if x is not None)
 
-    graph = capture(function, leaves, data, written)
+    graph = capture(function, leaves, data, written, moving=data[-1:] if scheduled else ())
     if any(x.requires_grad for x in graph.constants):
         raise CaptureError(
             "it holds a tensor that requires a gradient and is not in the param store. Give its "
@@ -195,6 +197,13 @@ def _evaluate(
     evaluation = Evaluation(graph, names, tuple(leaves), places, has_gradient, tuple(data), numbers)
     _compare(evaluation, eager, first)
     return evaluation
+
+
+def _refuse_writes(state: Sequence[State], inputs: Sequence[Any]) -> None:
+    own = {storage_of(x) for x in inputs if isinstance(x, Tensor)}
+    for x in state:
+        if storage_of(x.tensor) in own:
+            raise CaptureError(f"it writes to a parameter or an argument ({x.line})")
 
 
 def parameters(
@@ -269,9 +278,9 @@ def _eager(
     leaves: Sequence[Tensor],
     state: Sequence[Tensor],
 ) -> list[Tensor | None]:
-    objective, *others = program
+    objective, model, guide, args, kwargs = program
     with poutine.block(), unvalidated(), without_hooks(leaves), put_back(state):
-        values = _loss_and_gradients(copy.copy(objective), *others, leaves)
+        values = _loss_and_gradients(copy.copy(objective), model, guide, args, kwargs, leaves)
         return values + [x.clone() for x in state]
 
 

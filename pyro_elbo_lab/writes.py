@@ -22,7 +22,7 @@ from pyro_elbo_lab.guard import (
     written_by,
 )
 
-__all__ = ["first_run", "put_back"]
+__all__ = ["State", "first_run", "put_back"]
 
 
 class _Write(NamedTuple):
@@ -32,6 +32,18 @@ class _Write(NamedTuple):
     storage: int
     tensor: Tensor
     before: Tensor
+    line: str
+
+
+class State(NamedTuple):
+    """What every run writes to.
+
+    Attributes:
+        tensor: all of the memory, flat.
+        line: of the program that writes first.
+    """
+
+    tensor: Tensor
     line: str
 
 
@@ -67,21 +79,26 @@ class _Writes(TorchDispatchMode):
             _give(write.tensor, write.before)
 
 
-def first_run(run: Callable[[], Any]) -> tuple[Any, list[Tensor]]:
+def first_run(run: Callable[[], Any]) -> tuple[Any, list[State]]:
     """Run a program, and once more if it writes to tensors that outlive the run.
 
     Afterwards all is as if the program had been set up, but not yet run: what the second run writes
     too is as before both.
 
     Returns:
-        The result of the first run, and the tensors that every run writes to.
+        The result of the first run, and what every run writes to.
 
     Raises:
         CaptureError: the second run writes other things than the first.
     """
     first = _Writes()
-    with first:
-        result = run()
+    try:
+        with first:
+            result = run()
+    except CaptureError:
+        for storage in {write.storage for write in first.found}:
+            first.undo(storage, len(first.of(storage)))
+        raise
     if not first.found:
         return result, []
     again = _Writes()
@@ -102,7 +119,8 @@ def first_run(run: Callable[[], Any]) -> tuple[Any, list[Tensor]]:
                 "it writes to a tensor that outlives the call, and not the same at every run "
                 f"({again.of(storage)[0].line})"
             )
-    return result, [_whole(again.of(storage)[0].tensor) for storage in storages]
+    writes = [again.of(storage)[0] for storage in storages]
+    return result, [State(_whole(write.tensor), write.line) for write in writes]
 
 
 @contextmanager
