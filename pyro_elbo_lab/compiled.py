@@ -54,10 +54,13 @@ def compiled(objective: ELBO, backend: Backend = "inductor") -> "CompiledELBO":
     objective itself under the same seed, to rounding.
 
     What cannot be one graph runs eagerly, with one warning that says why: branches and Python
-    numbers that depend on a tensor's values, tensors that outlive a call and are written to, random
-    numbers from elsewhere than PyTorch. Python numbers that the programs read from closures,
-    globals and attributes belong to the graph: a new value means a new graph. Beyond that, a graph
-    is compared with an eager run now and then, and given up if they differ.
+    numbers that depend on parameters or on what was drawn, random numbers from elsewhere than
+    PyTorch. Python numbers that the programs read from closures, globals and attributes belong to
+    the graph: a new value means a new graph. So do the values of arguments and held tensors that
+    they read, as in `range(lengths.max())`, `torch.equal` or a boolean index; four such values have
+    graphs, others run eagerly. Tensors that every call writes to, such as the running means of a
+    BatchNorm layer, are written to by the graph, and hooks on gradients of parameters are called.
+    Beyond that, a graph is compared with an eager run now and then, and given up if they differ.
 
     Args:
         objective: any of this package, or another `pyro.infer.ELBO` with a differentiable loss.

@@ -98,10 +98,13 @@ def test_a_fit_on_batches_that_are_read_as_numbers():
 
 @pytest.mark.parametrize("after", [False, True])
 def test_a_fit_with_a_hook_says_so_and_heeds_it(after):
+    def forget(parameter):
+        parameter.grad.zero_()
+
     def hooked_network():
         net = network()
         if after:
-            net[2].weight.register_post_accumulate_grad_hook(lambda p: p.grad.zero_())
+            net[2].weight.register_post_accumulate_grad_hook(forget)
         else:
             net[2].weight.register_hook(lambda gradient: 0 * gradient)
         return net
@@ -200,12 +203,13 @@ def test_a_capture_that_fails_leaves_all_as_it_was():
         pyro.factor("magnitude", -sign * mean)
 
     guide = AutoNormal(model)
-    StandardELBO().loss(model, guide, X)
+    objective = StandardELBO()
+    objective.loss(model, guide, X)
     store = {name: x.detach().clone() for name, x in pyro.get_param_store().items()}
     buffers = {name: x.clone() for name, x in net.named_buffers()}
     random = torch.get_rng_state()
     with pytest.raises(CaptureError, match=r"1\.0 if mean > 0"):
-        evaluate(StandardELBO(), model, guide, (X,), {})
+        evaluate(objective, model, guide, (X,), {})
     torch.testing.assert_close(dict(net.named_buffers()), buffers, rtol=0, atol=0)
     now = {name: x.detach() for name, x in pyro.get_param_store().items()}
     torch.testing.assert_close(now, store, rtol=0, atol=0)

@@ -62,6 +62,7 @@ class _Recorder:
 
     def __init__(self, model: Any, guide: Any, optim: Any, loss: Any, **_: Any) -> None:
         self.given = model, guide, loss
+        self.loss = getattr(loss, "loss", loss)
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         raise _StepError(Program(*self.given, args, kwargs))
