@@ -205,8 +205,8 @@ def _hmm(pyro_: Path, number: int, batch_size: int | None = None) -> Program:
 
 
 for _number in (0, 1, 2, 4, 6, 7):
-    PROGRAMS[f"hmm {_number}"] = lambda pyro_, number=_number: _hmm(pyro_, number)
-PROGRAMS["hmm 1, in minibatches"] = lambda pyro_: _hmm(pyro_, 1, 3)
+    PROGRAMS[f"hmm {_number}"] = partial(_hmm, number=_number)
+PROGRAMS["hmm 1, in minibatches"] = partial(_hmm, number=1, batch_size=3)
 
 
 @program("lda")
@@ -318,7 +318,7 @@ def _cjs(pyro_: Path, number: str) -> Program:
 
 
 for _name in "15":
-    PROGRAMS[f"capture-recapture {_name}"] = lambda pyro_, name=_name: _cjs(pyro_, name)
+    PROGRAMS[f"capture-recapture {_name}"] = partial(_cjs, number=_name)
 
 
 @program("eight schools")
@@ -368,7 +368,7 @@ def _(pyro_: Path) -> Program:
     folder = pyro_ / "examples/mixed_hmm"
     module = imported(folder.parent, "mixed_hmm.model")
     states, steps, persons, groups = 2, 4, 3, 2
-    config = {
+    config: dict[str, Any] = {
         "MISSING": 1e-6,
         "sizes": {
             "state": states,

@@ -1,5 +1,7 @@
 """Programs that write to tensors that they hold, at the first call only or at every call."""
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -129,7 +131,7 @@ def scale_set_by_the_first_call_with_a_flag_in_a_buffer():
 def average_that_the_first_call_starts():
     class Average(Scaler):
         def forward(self, x):
-            x = super().forward(x)
+            x = Scaler.forward(self, x)
             with torch.no_grad():
                 self.scale.mul_(0.9).add_(0.1 * x.std())
             return x / self.scale
@@ -146,6 +148,8 @@ def average_that_the_first_call_starts():
 @program("captured", settled=False)
 def layer_that_is_made_by_the_first_call():
     class Net(nn.Module):
+        layer: Any
+
         def __init__(self):
             super().__init__()
             self.layer = None
