@@ -108,6 +108,8 @@ def scale_set_by_the_first_call():
 @program("captured", settled=False)
 def scale_set_by_the_first_call_with_a_flag_in_a_buffer():
     class Flagged(Scaler):
+        done: torch.Tensor
+
         def __init__(self):
             super().__init__()
             self.register_buffer("done", torch.zeros(()))
@@ -131,7 +133,7 @@ def scale_set_by_the_first_call_with_a_flag_in_a_buffer():
 def average_that_the_first_call_starts():
     class Average(Scaler):
         def forward(self, x):
-            x = Scaler.forward(self, x)
+            x = super().forward(x)
             with torch.no_grad():
                 self.scale.mul_(0.9).add_(0.1 * x.std())
             return x / self.scale
