@@ -14,7 +14,8 @@ from tests.capture.registry import Run, program
 
 
 def network(layer):
-    net = nn.Sequential(nn.Linear(3, 4), layer, nn.Linear(4, 1))
+    """Without a bias before the layer, whose gradient would be nothing but rounding."""
+    net = nn.Sequential(nn.Linear(3, 4, bias=False), layer, nn.Linear(4, 1))
     return Run(through(net), guide_of_plate, state=lambda: dict(net.named_buffers()))
 
 
