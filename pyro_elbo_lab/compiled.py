@@ -22,7 +22,9 @@ from pyro_elbo_lab.environment import Snapshot, Watch, contents, watch
 from pyro_elbo_lab.evaluation import Evaluation, agree, evaluate, handler_around, kl_weight
 from pyro_elbo_lab.guard import CaptureError
 from pyro_elbo_lab.inductor import Runner, checked_runner, runner_of
+from pyro_elbo_lab.leaves import accumulate, announced
 from pyro_elbo_lab.state import gradients_on, random_states_kept
+from pyro_elbo_lab.writes import put_back
 
 __all__ = ["CompiledELBO", "compiled"]
 
@@ -31,6 +33,10 @@ Backend = Literal["inductor", "graph"]
 
 MOST_GRAPHS = 8
 """Graphs kept for one model and guide; more kinds of arguments than that run eagerly."""
+
+MOST_READINGS = 4
+"""Graphs for arguments of the same shapes, if the program reads their values as Python numbers;
+more values than that run eagerly."""
 
 _SMALL = 64  # elements below which data is copied at every call: a check would cost as much
 
@@ -48,10 +54,13 @@ def compiled(objective: ELBO, backend: Backend = "inductor") -> "CompiledELBO":
     objective itself under the same seed, to rounding.
 
     What cannot be one graph runs eagerly, with one warning that says why: branches and Python
-    numbers that depend on a tensor's values, tensors that outlive a call and are written to, random
-    numbers from elsewhere than PyTorch. Python numbers that the programs read from closures,
-    globals and attributes belong to the graph: a new value means a new graph. Beyond that, a graph
-    is compared with an eager run now and then, and given up if they differ.
+    numbers that depend on parameters or on what was drawn, random numbers from elsewhere than
+    PyTorch. Python numbers that the programs read from closures, globals and attributes belong to
+    the graph: a new value means a new graph. So do the values of arguments and held tensors that
+    they read, as in `range(lengths.max())`, `torch.equal` or a boolean index; four such values have
+    graphs, others run eagerly. Tensors that every call writes to, such as the running means of a
+    BatchNorm layer, are written to by the graph, and hooks on gradients of parameters are called.
+    Beyond that, a graph is compared with an eager run now and then, and given up if they differ.
 
     Args:
         objective: any of this package, or another `pyro.infer.ELBO` with a differentiable loss.
@@ -106,6 +115,7 @@ class _Pair:
     graphs: "OrderedDict[Any, _Compiled]" = field(default_factory=OrderedDict)
     captured: int = 0
     reason: str = ""
+    others: str = ""
 
 
 @dataclass
@@ -129,7 +139,8 @@ class _Last:
             and _mode() == self.mode
             and not any(isinstance(x, Tensor) and x.requires_grad for x in args)
             and self.numbers.unchanged()
-            and self.graph.still_has(_leaves(self.graph.evaluation.names))
+            and self.graph.still_has(self.graph.evaluation.present())
+            and self.graph.evaluation.is_for(args)
         )
 
 
@@ -171,13 +182,7 @@ class CompiledELBO(ELBO):
         if graph is None:
             return self.objective.loss_and_grads(model, guide, *args, **kwargs)
         loss, gradients = self._run(graph)
-        leaves = graph.evaluation.trained
-        sums: Any = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
-        if leaves:
-            torch._foreach_add_(sums, gradients)
-        for leaf, total in zip(leaves, sums, strict=True):
-            if leaf.grad is None:
-                leaf.grad = total
+        accumulate(graph.evaluation.trained, gradients)
         return loss
 
     def differentiable_loss(
@@ -196,8 +201,8 @@ class CompiledELBO(ELBO):
 
     def status(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> str:
         """What a call with these arguments runs: "captured", or "eager: " and the reason."""
-        self._ready(model, guide, args, kwargs)
-        reason = self._pair(model, guide).reason
+        graph, pair = self._ready(model, guide, args, kwargs), self._pair(model, guide)
+        reason = pair.reason or (pair.others if graph is None else "")
         return f"eager: {reason}" if reason else "captured"
 
     def explain(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
@@ -225,7 +230,7 @@ class CompiledELBO(ELBO):
             self._bind(graph, args, kwargs)
             graph.calls += 1
             if not _is_due(graph.calls):
-                _announce(graph.evaluation.names)
+                _announce(graph.evaluation)
                 return graph
             graph.calls -= 1
         return self._find(model, guide, args, kwargs)
@@ -235,15 +240,19 @@ class CompiledELBO(ELBO):
         if pair.reason:
             return None
         key = signature(args, kwargs, model, guide, pair.numbers.snapshot())
+        key = (key, self._reading(pair, key, args, kwargs))
+        if key[1] == MOST_READINGS:
+            return None
         graph = pair.graphs.get(key)
-        if graph is not None and not graph.still_has(_leaves(graph.evaluation.names)):
+        if graph is not None and not graph.still_has(graph.evaluation.present()):
             del pair.graphs[key]
             graph = None
         try:
             if graph is None or handler_around():
                 graph = self._capture(pair, model, guide, args, kwargs)
                 pair.numbers = graph.evaluation.numbers
-                pair.graphs[signature(args, kwargs, model, guide, pair.numbers.snapshot())] = graph
+                again = signature(args, kwargs, model, guide, pair.numbers.snapshot())
+                pair.graphs[again, self._reading(pair, again, args, kwargs)] = graph
                 while len(pair.graphs) > MOST_GRAPHS:
                     pair.graphs.popitem(last=False)
             self._bind(graph, args, kwargs)
@@ -259,8 +268,25 @@ class CompiledELBO(ELBO):
         self._last = None
         if all(isinstance(x, Tensor | bool | int | float | None) for x in args):
             self._last = _Last(model, guide, args, _mode(), pair.numbers, graph)
-        _announce(graph.evaluation.names)
+        _announce(graph.evaluation)
         return graph
+
+    def _reading(self, pair: _Pair, key: Any, args: tuple, kwargs: dict) -> int:
+        """Which of the graphs for arguments of one signature is for the values of these."""
+        arguments = _flat(args, kwargs)
+        changed = ""
+        for number in range(MOST_READINGS):
+            graph = pair.graphs.get((key, number))
+            if graph is None or graph.evaluation.is_for(arguments):
+                return number
+            changed = graph.evaluation.graph.reads.changed
+        if not pair.others:
+            pair.others = (
+                f"{MOST_READINGS} graphs were captured for as many values of what it reads as a "
+                f"Python number or a shape ({changed})"
+            )
+            warnings.warn(f"{self.objective!r} runs eagerly: {pair.others}.", stacklevel=6)
+        return MOST_READINGS
 
     def _capture(
         self, pair: _Pair, model: Program, guide: Program, args: tuple, kwargs: dict
@@ -281,9 +307,10 @@ class CompiledELBO(ELBO):
             refill = partial(evaluation.graph.noise.fill, noise)
             if self.backend == "graph":
                 refill()
-                runner, why = runner_of(module, inputs), ""
+                with put_back(evaluation.graph.state):
+                    runner, why = runner_of(module, inputs), ""
             else:
-                runner, why = checked_runner(module, inputs, refill)
+                runner, why = checked_runner(module, inputs, refill, evaluation.graph.state)
         if why:
             warnings.warn(f"{self.objective!r} runs as a graph, uncompiled: {why}.", stacklevel=6)
         return _Compiled(evaluation, runner, data, noise, _condition(evaluation))
@@ -335,31 +362,29 @@ class CompiledELBO(ELBO):
         graph.checked = graph.calls
 
 
-def _announce(names: Sequence[str]) -> None:
+def _announce(evaluation: Evaluation) -> None:
     """Show the parameters to handlers such as SVI's, which collects what to optimise."""
-    stack = runtime._PYRO_STACK
-    if len(stack) == 1 and type(stack[0]) is TraceMessenger and stack[0].param_only:
-        store, trace = pyro.get_param_store(), stack[0].trace
-        for name in names:  # what pyro.param comes to, in a tenth of its time
-            trace.add_node(name, type="param", name=name, value=store[name])
-    elif stack:
-        for name in names:
+    stack, store = runtime._PYRO_STACK, pyro.get_param_store()
+    collects = len(stack) == 1 and type(stack[0]) is TraceMessenger and stack[0].param_only
+    places = zip(evaluation.names, evaluation.places, evaluation.leaves, strict=True)
+    for name, place, leaf in places if stack else ():
+        if collects:  # what pyro.param comes to, in a tenth of its time
+            value = announced(leaf) if place else store[name]
+            stack[0].trace.add_node(name, type="param", name=name, value=value)
+        elif place:
+            runtime.effectful(type="param")(lambda *_, leaf=leaf, **__: announced(leaf))(name=name)
+        else:
             pyro.param(name)
 
 
 def _condition(evaluation: Evaluation) -> list[Any]:
     """Where parameters and constants lie, which `.data = ` moves; whether they are trained, have
-    hooks; versions of masks."""
+    hooks."""
     graph, leaves = evaluation.graph, evaluation.leaves
     found: list[Any] = [x.data_ptr() for x in (*leaves, *graph.constants)]
     for x in leaves:
         found += (x.requires_grad, not x._backward_hooks, not x._post_accumulate_grad_hooks)
-    return found + [x._version for x in graph.decisive] if graph.decisive else found
-
-
-def _leaves(names: Sequence[str]) -> list[Tensor | None]:
-    unconstrained = pyro.get_param_store()._params
-    return [unconstrained.get(name) for name in names]
+    return found
 
 
 def _same(tensors: Sequence[Tensor], seen: Sequence[tuple[Tensor, int, int]]) -> bool:

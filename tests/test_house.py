@@ -32,6 +32,7 @@ STORY = [
     ],
     ["simplify", "scans", "dispatch", "dims", "smoothness", "netcdf", "folders"],
     ["inventory", "batches", "inputs", "fit_file"],
+    ["leaves", "reads", "rewrites", "writes"],
     ["replay", "programs"],
     ["groups", "learnt"],
     ["simulation"],
