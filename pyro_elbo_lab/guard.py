@@ -76,6 +76,8 @@ class _Guard(TorchDispatchMode):
         given = {_storage(x) for x in tensors}
         if func is aten._local_scalar_dense.default and given <= self.inputs:
             raise CaptureError(_reads_a_number())
+        if func is aten._local_scalar_dense.default:
+            self.decisive += self._made_from(tensors) or []
         decisive = self._made_from(_counted(func, args))
         if decisive is None:
             raise CaptureError(
@@ -128,8 +130,10 @@ class _Reads(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        if func in _READS and self.guard.varies(args[0]):
-            raise CaptureError(_reads_a_number())
+        if func in _READS:
+            if self.guard.varies(args[0]):
+                raise CaptureError(_reads_a_number())
+            self.guard.decisive += self.guard._made_from([args[0]]) or []
         return func(*args, **(kwargs or {}))
 
 
