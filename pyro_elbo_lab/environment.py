@@ -10,10 +10,9 @@ import contextlib
 import operator
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import repeat
 from typing import Any
-
 
 from pyro_elbo_lab.activity import Activity
 from pyro_elbo_lab.reach import MISSING, SUMMARIES, Reached, Shelf, geometry, reached, token
@@ -32,7 +31,7 @@ class Watch:
         programs: functions, methods, modules or other objects, by name.
 
     Raises:
-        TooMuch: more can be reached than can be watched.
+        TooMuchError: more can be reached than can be watched.
 
     Example:
         >>> settings = types.SimpleNamespace(beta=1.0)
@@ -86,7 +85,7 @@ def contents(value: Any) -> Snapshot:
     """What an argument holds: equal unless its numbers or tensors have been replaced.
 
     Raises:
-        TooMuch: it holds more than can be compared.
+        TooMuchError: it holds more than can be compared.
     """
     found = _tokens(reached({"argument": value}, None))
     return token(value), *((path, seen) for path, (_, seen) in found.items())

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from pyro_elbo_lab.activity import Activity
 from pyro_elbo_lab.environment import Watch, contents
 from pyro_elbo_lab.guard import CaptureError
-from pyro_elbo_lab.reach import TooMuch
+from pyro_elbo_lab.reach import TooMuchError
 
 __all__ = ["refuse_changes", "refuse_footprints", "refuse_what_is_too_much"]
 
@@ -77,7 +77,7 @@ def refuse_what_is_too_much() -> Iterator[None]:
     """More places than can be watched are a reason to run eagerly."""
     try:
         yield
-    except TooMuch as error:
+    except TooMuchError as error:
         raise CaptureError(
             f"'{error}' holds more numbers than can be watched for changes (100000 entries of "
             "lists and dictionaries, a megabyte of an array). Make it a tensor"

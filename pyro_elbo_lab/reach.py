@@ -6,7 +6,6 @@ import contextvars
 import enum
 import functools
 import gc
-import math
 import os
 import random
 import threading
@@ -26,8 +25,7 @@ from torch import Tensor, nn
 from pyro_elbo_lab.activity import Activity
 from pyro_elbo_lab.names import Names, is_library, names_in, stored_by_libraries, top
 
-__all__ = ["MISSING", "Reached", "Shelf", "TooMuch", "reached", "token"]
-
+__all__ = ["MISSING", "Reached", "Shelf", "TooMuchError", "reached", "token"]
 
 
 class _Missing:
@@ -56,7 +54,7 @@ _TABLES = ("_parameters", "_buffers", "_modules", "_pyro_samples", "_pyro_params
 _INTERNAL = {*_HOOKS, *_TABLES, *vars(nn.Module()), "training"}
 
 
-class TooMuch(Exception):
+class TooMuchError(Exception):
     """More can be reached than can be watched."""
 
 
@@ -117,7 +115,7 @@ def reached(roots: Mapping[str, Any], activity: Activity | None) -> Reached:
         activity: what they did when they ran; None to take everything as read.
 
     Raises:
-        TooMuch: the message names a place.
+        TooMuchError: the message names a place.
     """
     walk = _Walk(activity)
     for name, root in roots.items():
@@ -185,14 +183,12 @@ class _Walk:
         while self.queue:
             self._expand(*self.queue.popleft())
 
-    def shelf(
-        self, kind: str, holder: Any, path: str, name: str, keys: Any, values: Any
-    ) -> None:
+    def shelf(self, kind: str, holder: Any, path: str, name: str, keys: Any, values: Any) -> None:
         """Put down what a holder has, and visit it."""
         keys, values = tuple(keys), tuple(values)
         self.left -= len(values)
         if self.left < 0:
-            raise TooMuch(name)
+            raise TooMuchError(name)
         if not keys and kind not in ("entries", "items"):
             return
         path = f"{path} {kind}"
@@ -381,7 +377,7 @@ class _Walk:
 
     def _array(self, value: Any, path: str, name: str) -> None:
         if getattr(value, "nbytes", 0) > _MOST_BYTES:
-            raise TooMuch(name)
+            raise TooMuchError(name)
         self.state(functools.partial(_bytes, value), path, name)
 
     def _weakly(self, value: weakref.ref, path: str, name: str) -> None:
@@ -398,7 +394,9 @@ class _Walk:
     def _tracer(self, value: Any, path: str, name: str) -> None:
         """The trace of a handler, for whoever looks at it afterwards."""
         messenger = getattr(value, "msngr", value)
-        self.shelf("dict", vars(messenger), path, name, ["trace"], [vars(messenger).get("trace", MISSING)])
+        self.shelf(
+            "dict", vars(messenger), path, name, ["trace"], [vars(messenger).get("trace", MISSING)]
+        )
         self.visit(getattr(value, "fn", None), f"{path} fn", name)
 
     def _stateful(self, value: Any, path: str, name: str) -> None:
