@@ -37,16 +37,17 @@ def refuse_footprints(
         for value in tree_leaves((args, kwargs)):
             if not isinstance(value, Tensor):
                 contents(value)
-        before = Watch(activity, **programs, arguments=_Held(args, kwargs))
-        for attempt in range(2):
+        held = _Held(args, kwargs)  # which is looked at as long as it is there
+        before = Watch(activity, **programs, arguments=held)
+        for _ in range(3):
+            names = activity.names
             activity.unseen.clear()
+            before.look()
             with activity.recorded():
                 run()
             changed = before.changed()
-            if not changed:
+            if not changed and activity.names == names:  # or there are more places to look at
                 break
-            if not attempt:
-                before.look()
     for source, function in activity.unseen.items():
         raise CaptureError(
             f"it draws from {source}, whose numbers a graph keeps. Use torch"

@@ -24,13 +24,15 @@ class Names(NamedTuple):
     """What code mentions.
 
     Attributes:
-        globals: names that it looks up in globals, or as a module that it imports.
+        globals: names that it looks up in globals or assigns there.
+        imports: modules that it imports.
         attributes: names of attributes, and strings and names of functions that may be some.
         stored: names of attributes that it assigns.
         computed: whether it may look up attributes by names that it computes.
     """
 
     globals: frozenset[str]
+    imports: frozenset[str]
     attributes: frozenset[str]
     stored: frozenset[str]
     computed: bool
@@ -38,11 +40,15 @@ class Names(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def _in_code(code: types.CodeType) -> Names:
-    found: dict[str, set[str]] = {"GLOBAL": set(), "ATTR": set(), "STORE": set()}
+    found: dict[str, set[str]] = {
+        "GLOBAL": set(), "IMPORT": set(), "ATTR": set(), "STORE": set()
+    }  # fmt: skip
     for instruction in dis.get_instructions(code):
         name, value = instruction.opname, instruction.argval
-        if name in ("LOAD_GLOBAL", "LOAD_NAME", "IMPORT_NAME"):
+        if name in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL"):
             found["GLOBAL"].add(value)
+        elif name == "IMPORT_NAME":
+            found["IMPORT"].add(value)
         elif name in ("STORE_ATTR", "DELETE_ATTR"):
             found["STORE"].add(value)
         elif "ATTR" in name or "METHOD" in name or name == "IMPORT_FROM":
@@ -51,7 +57,11 @@ def _in_code(code: types.CodeType) -> Names:
     attributes |= set(_strings(code.co_consts))
     computed = not _READS_ANY_NAME.isdisjoint(found["GLOBAL"] | found["ATTR"])
     return Names(
-        frozenset(found["GLOBAL"]), frozenset(attributes), frozenset(found["STORE"]), computed
+        frozenset(found["GLOBAL"]),
+        frozenset(found["IMPORT"]),
+        frozenset(attributes),
+        frozenset(found["STORE"]),
+        computed,
     )
 
 
@@ -60,6 +70,7 @@ def names_in(codes: Iterable[types.CodeType]) -> Names:
     each = [_in_code(code) for code in codes]
     return Names(
         frozenset().union(*(names.globals for names in each)),
+        frozenset().union(*(names.imports for names in each)),
         frozenset().union(*(names.attributes for names in each)),
         frozenset().union(*(names.stored for names in each)),
         any(names.computed for names in each),

@@ -1,5 +1,6 @@
 """What running programs can reach: every place where they may read something, and what is there."""
 
+import argparse
 import builtins
 import collections
 import contextvars
@@ -8,6 +9,7 @@ import functools
 import gc
 import os
 import random
+import sys
 import threading
 import types
 import warnings
@@ -45,6 +47,7 @@ _WALKED = {
     "contextlib", "configparser", "threading", "string", "_collections", "_weakrefset",
 }  # fmt: skip
 _FOLLOWED = {"torch", "pyro", "pyro_elbo_lab", "scipy"}
+_PLAIN = (types.SimpleNamespace, argparse.Namespace)  # like classes of the program
 _COUNTERS = {"num_gradients"}  # of an objective, which counts its calls
 _HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
@@ -167,7 +170,7 @@ class _Walk:
     def __init__(self, activity: Activity | None) -> None:
         self.activity = activity
         self.complete = activity is not None and activity.complete
-        self.names = activity.names if activity else Names(*[frozenset()] * 3, computed=True)
+        self.names = activity.names if activity else Names(*[frozenset()] * 4, computed=True)
         self.everything = not self.complete or self.names.computed
         self.shelves: Reached = {}
         self.seen: dict[int, Any] = {}
@@ -235,7 +238,10 @@ class _Walk:
             self._named(function, path, function.__name__)
 
     def _globals(self, function: types.FunctionType, path: str) -> None:
-        within, names = function.__globals__, _globals_of(function.__code__)
+        mentioned = names_in(_codes_in(function.__code__))
+        within, names = function.__globals__, sorted(mentioned.globals)
+        for module in sorted(mentioned.imports & set(sys.modules)):
+            self.visit(sys.modules[module], f"{path} {module}", module)
         own = [name for name in names if name in within]
         self.shelf("dict", within, path, "", own, [within[name] for name in own])
         others = [n for n in names if n not in within and hasattr(builtins, n)]
@@ -244,7 +250,7 @@ class _Walk:
         self.shelf("dict", known, f"{path} builtins", "", others, [known[n] for n in others])
 
     def _method(self, method: types.MethodType, path: str, name: str) -> None:
-        self.visit(method.__func__, f"{path} function", name)
+        self.visit(getattr(method, "__func__", None), f"{path} function", name)
         self.visit(method.__self__, f"{path} self", type(method.__self__).__name__)
 
     def _partial(self, value: functools.partial, path: str, name: str) -> None:
@@ -254,11 +260,11 @@ class _Walk:
 
     def _class(self, kind: type, path: str, name: str) -> None:
         """What a class has and instances read, with its bases, as far as they are the program's."""
-        for base in kind.__mro__:
-            if is_library(base.__module__):
-                continue
-            keys = [k for k in vars(base) if self._may_read(k) and k not in ("__dict__", "__doc__")]
-            values = [vars(base)[key] for key in keys]
+        bases = [base for base in kind.__mro__ if not is_library(base.__module__)]
+        own = sorted({key for base in bases for key in vars(base)})
+        for base in bases:
+            keys = [k for k in own if self._may_read(k) and k not in ("__dict__", "__doc__")]
+            values = [vars(base).get(key, MISSING) for key in keys]
             self.shelf("class", vars(base), f"{path} {base.__name__}", base.__name__, keys, values)
         if not is_library(type(kind).__module__):
             self.visit(type(kind), f"{path} metaclass", type(kind).__name__)
@@ -318,7 +324,7 @@ class _Walk:
         kind = type(value)
         within = getattr(value, "__dict__", {})
         if within:
-            foreign = is_library(kind.__module__)
+            foreign = is_library(kind.__module__) and kind not in _PLAIN
             theirs = stored_by_libraries(kind) | _INTERNAL | _COUNTERS
             keys = [
                 key
@@ -326,7 +332,7 @@ class _Walk:
                 if key not in theirs
                 and (not key.startswith("_") if foreign else self._may_read(key))
             ]
-            if isinstance(value, enum.Enum) or top(kind.__module__) in _WALKED:
+            if isinstance(value, enum.Enum) or (foreign and top(kind.__module__) in _WALKED):
                 keys = [key for key in within if not key.startswith("__")]
             self.shelf("dict", within, path, name, keys, [within[key] for key in keys])
         slots = [slot for slot in _slots(kind) if self._may_read(slot)]
@@ -334,6 +340,7 @@ class _Walk:
             values = [getattr(value, slot, MISSING) for slot in slots]
             self.shelf("attributes", value, path, name, slots, values)
         if not is_library(kind.__module__):
+            self.shelf("attributes", value, path, name, ["__class__"], [kind])
             if hasattr(value, "__dict__"):
                 self._shadows(value, path, name)
             self.visit(kind, f"{path} class", kind.__name__)
@@ -413,11 +420,12 @@ def _in_cell(cell: types.CellType) -> Any:
         return MISSING
 
 
-def _globals_of(code: types.CodeType) -> list[str]:
+def _codes_in(code: types.CodeType) -> list[types.CodeType]:
+    """With the functions that it makes."""
     codes = [code]
     for inner in codes:
         codes += [x for x in inner.co_consts if isinstance(x, types.CodeType)]
-    return sorted(names_in(codes).globals)
+    return codes
 
 
 @functools.lru_cache(maxsize=4096)
@@ -496,7 +504,7 @@ _STATES = (
 
 _EXPANSIONS: list[tuple[Any, Callable[..., None]]] = [
     (types.FunctionType, _Walk._function),
-    (types.MethodType, _Walk._method),
+    ((types.MethodType, types.BuiltinMethodType, types.MethodWrapperType), _Walk._method),
     (functools.partial, _Walk._partial),
     (Tensor, _Walk._tensor),
     (nn.Module, _Walk._torch_module),
