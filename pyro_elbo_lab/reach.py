@@ -393,7 +393,8 @@ class _Walk:
 
     def _variable(self, value: contextvars.ContextVar, path: str, name: str) -> None:
         read = functools.partial(value.get, MISSING)
-        self.state(read, path, value.name)
+        self.state(functools.partial(_once, read), path, value.name)
+        self.visit(read(), f"{path} value", value.name)
 
     def _local(self, value: threading.local, path: str, name: str) -> None:
         self.entries(vars(value), path, name)
@@ -447,6 +448,10 @@ def geometry(value: Tensor) -> tuple:
 def _bytes(value: Any) -> Any:
     array = np.asarray(value)
     return repr(array.tolist()) if array.dtype.hasobject else (array.shape, array.tobytes())
+
+
+def _once(read: Callable[[], Any]) -> Any:
+    return token(read())
 
 
 def _referent(reference: weakref.ref) -> int:

@@ -267,7 +267,10 @@ def object_that_is_called():
 
 @sneaky("seen")
 def behind_a_weak_reference():
-    config = types.SimpleNamespace(sd=1.0)
+    class Config:
+        sd = 1.0
+
+    config = Config()
     reference = weakref.ref(config)
 
     def change():

@@ -147,7 +147,7 @@ def generator_of_python():
     return reading(lambda: 1.0 + generator.random())
 
 
-@sneaky("eager", "a generator of numpy's", moves=True)
+@sneaky("eager", f"'generator', {CHANGES}", moves=True)
 def generator_of_numpy():
     generator = np.random.default_rng(0)
     return reading(lambda: 3.0 if generator.uniform() < 1e-9 else 1.0)
@@ -343,7 +343,7 @@ def held_tensor_replaced_in_a_list():
 @sneaky("seen")
 def held_tensor_that_gets_a_gradient():
     mean = held(n=4)
-    return Case(lambda: gaussian(mean), guide, change=lambda: mean.requires_grad_())
+    return Case(lambda: gaussian(mean), guide, change=lambda: mean.mul_(2.0).requires_grad_())
 
 
 @sneaky("seen")
