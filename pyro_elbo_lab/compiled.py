@@ -23,7 +23,9 @@ from pyro_elbo_lab.evaluation import Evaluation, evaluate, handler_around, kl_we
 from pyro_elbo_lab.footprints import refuse_what_is_too_much
 from pyro_elbo_lab.guard import CaptureError
 from pyro_elbo_lab.inductor import Runner, checked_runner, runner_of
+from pyro_elbo_lab.leaves import accumulate, announced
 from pyro_elbo_lab.state import random_states_kept
+from pyro_elbo_lab.writes import put_back
 
 __all__ = ["CompiledELBO", "compiled"]
 
@@ -36,8 +38,11 @@ MOST_GRAPHS = 8
 MOST_CHANGES = 3
 """How often a number that the programs read may change before they run eagerly."""
 
+MOST_READINGS = 4
+"""Graphs for arguments of the same shapes, if the program reads their values as Python numbers;
+more values than that run eagerly."""
+
 _LONG = 100  # calls after which it is no matter that parameters or memory have been replaced
-_READ = 1 << 20  # bytes of a held tensor whose values are compared
 _SMALL = 64  # elements below which data is copied at every call: a check would cost as much
 
 CHECK_EVERY = 1024
@@ -54,12 +59,15 @@ def compiled(objective: ELBO, backend: Backend = "inductor") -> "CompiledELBO":
     objective itself under the same seed, to rounding.
 
     What cannot be one graph runs eagerly, with one warning that says why: branches and Python
-    numbers that depend on a tensor's values, tensors that outlive a call and are written to, random
-    numbers from elsewhere than PyTorch, files, the clock, and whatever a run leaves behind in
-    Python, such as counters, lists of values or the trace of a handler. Python numbers that the
-    programs read from closures, globals and attributes belong to the graph: a new value means a new
-    graph, and one that keeps changing means eager runs. Beyond that, a graph is compared with an
-    eager run now and then, and given up if they differ.
+    numbers that depend on parameters or on what was drawn, random numbers from elsewhere than
+    PyTorch, files, the clock, and whatever a run leaves behind in Python, such as counters, lists
+    of values or the trace of a handler. Python numbers that the programs read from closures,
+    globals and attributes belong to the graph: a new value means a new graph, and one that keeps
+    changing means eager runs. So do the values of arguments and held tensors that
+    they read, as in `range(lengths.max())`, `torch.equal` or a boolean index; four such values have
+    graphs, others run eagerly. Tensors that every call writes to, such as the running means of a
+    BatchNorm layer, are written to by the graph, and hooks on gradients of parameters are called.
+    Beyond that, a graph is compared with an eager run now and then, and given up if they differ.
 
     Args:
         objective: any of this package, or another `pyro.infer.ELBO` with a differentiable loss.
@@ -107,11 +115,13 @@ class _Compiled:
         own = self.evaluation.leaves
         return len(leaves) == len(own) and all(map(operator.is_, leaves, own))
 
-    def is_valid(self) -> bool:
-        """Whether the parameters and everything that it depends on are as they were."""
-        return self.evaluation.numbers.unchanged() and self.still_has(
-            _leaves(self.evaluation.names)
-        )
+    def is_present(self) -> bool:
+        """Whether parameters, and what it depends on besides arguments, are as they were."""
+        return self.evaluation.numbers.unchanged() and self.still_has(self.evaluation.present())
+
+    def is_valid(self, arguments: Sequence[Any]) -> bool:
+        """Whether what it read of these arguments is as it was, too."""
+        return self.is_present() and self.evaluation.is_for(arguments)
 
 
 @dataclass
@@ -131,6 +141,7 @@ class _Pair:
     changed: int = 0
     moved: int = 0
     reason: str = ""
+    others: str = ""
 
 
 @dataclass
@@ -152,7 +163,7 @@ class _Last:
             and all(map(operator.is_, args, self.args))
             and _mode() == self.mode
             and not any(isinstance(x, Tensor) and x.requires_grad for x in args)
-            and self.graph.is_valid()
+            and self.graph.is_valid(args)
         )
 
 
@@ -191,13 +202,7 @@ class CompiledELBO(ELBO):
         if graph is None:
             return self.objective.loss_and_grads(model, guide, *args, **kwargs)
         loss, gradients = self._run(graph)
-        leaves = graph.evaluation.trained
-        sums: Any = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
-        if leaves:
-            torch._foreach_add_(sums, gradients)
-        for leaf, total in zip(leaves, sums, strict=True):
-            if leaf.grad is None:
-                leaf.grad = total
+        accumulate(graph.evaluation.trained, gradients)
         return loss
 
     def differentiable_loss(
@@ -216,8 +221,8 @@ class CompiledELBO(ELBO):
 
     def status(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> str:
         """What a call with these arguments runs: "captured", or "eager: " and the reason."""
-        self._ready(model, guide, args, kwargs)
-        reason = self._pair(model, guide).reason
+        graph, pair = self._ready(model, guide, args, kwargs), self._pair(model, guide)
+        reason = pair.reason or (pair.others if graph is None else "")
         return f"eager: {reason}" if reason else "captured"
 
     def explain(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
@@ -245,7 +250,7 @@ class CompiledELBO(ELBO):
             self._bind(graph, args, kwargs)
             graph.calls += 1
             if not _is_due(graph.calls):
-                _announce(graph.evaluation.names)
+                _announce(graph.evaluation)
                 return graph
             graph.calls -= 1
         return self._find(model, guide, args, kwargs)
@@ -256,6 +261,8 @@ class CompiledELBO(ELBO):
             return None
         try:
             graph = self._graph(pair, model, guide, args, kwargs)
+            if graph is None:
+                return None
             self._bind(graph, args, kwargs)
             graph.calls += 1
             if graph.calls > 1 and _is_due(graph.calls):
@@ -269,31 +276,46 @@ class CompiledELBO(ELBO):
         self._last = None
         if all(isinstance(x, Tensor | bool | int | float | None) for x in args):
             self._last = _Last(model, guide, args, _mode(), graph)
-        _announce(graph.evaluation.names)
+        _announce(graph.evaluation)
         return graph
 
     def _graph(
         self, pair: _Pair, model: Program, guide: Program, args: tuple, kwargs: dict
-    ) -> _Compiled:
-        """The graph that is valid now, captured if there is none."""
+    ) -> _Compiled | None:
+        """The graph that is valid now, captured if there is none; None if there are too many for
+        values that the program reads."""
+        arguments = _flat(args, kwargs)
         with refuse_what_is_too_much():
             key = signature(args, kwargs, model, guide)
         known = pair.graphs.get(key, [])
-        valid = [] if handler_around() else [graph for graph in known if graph.is_valid()]
+        around = handler_around()
+        valid = [] if around else [graph for graph in known if graph.is_valid(arguments)]
         if valid:
             return valid[-1]
-        if known:
+        present = [graph for graph in known if not around and graph.is_present()]
+        if len(present) >= MOST_READINGS:
+            self._refuse_readings(pair, present)
+            return None
+        if known and not present:
             _refuse_restlessness(pair, known[-1])
-        else:
+        elif not known:
             _refuse_restless_arguments(pair, key)
         graph = self._capture(pair, model, guide, args, kwargs)
-        leaves = _leaves(graph.evaluation.names)
-        kept = [other for other in known if other.still_has(leaves)]
+        kept = [x for x in known if x.still_has(x.evaluation.present())]
         # the program may have set up things only now, which an argument's contents show
         pair.graphs[signature(args, kwargs, model, guide)] = [*kept, graph]
         while len(pair.graphs) > MOST_GRAPHS:
             pair.graphs.popitem(last=False)
         return graph
+
+    def _refuse_readings(self, pair: _Pair, graphs: Sequence[_Compiled]) -> None:
+        if not pair.others:
+            changed = graphs[-1].evaluation.graph.reads.changed
+            pair.others = (
+                f"{MOST_READINGS} graphs were captured for as many values of what it reads as a "
+                f"Python number or a shape ({changed})"
+            )
+            warnings.warn(f"{self.objective!r} runs eagerly: {pair.others}.", stacklevel=6)
 
     def _capture(
         self, pair: _Pair, model: Program, guide: Program, args: tuple, kwargs: dict
@@ -313,9 +335,10 @@ class CompiledELBO(ELBO):
             refill = partial(evaluation.graph.noise.fill, noise)
             if self.backend == "graph":
                 refill()
-                runner, why = runner_of(module, inputs), ""
+                with put_back(evaluation.graph.state):
+                    runner, why = runner_of(module, inputs), ""
             else:
-                runner, why = checked_runner(module, inputs, refill)
+                runner, why = checked_runner(module, inputs, refill, evaluation.graph.state)
         if why:
             warnings.warn(f"{self.objective!r} runs as a graph, uncompiled: {why}.", stacklevel=6)
         return _Compiled(evaluation, runner, data, noise, _condition(evaluation))
@@ -359,15 +382,18 @@ class CompiledELBO(ELBO):
         graph.checked = graph.calls
 
 
-def _announce(names: Sequence[str]) -> None:
+def _announce(evaluation: Evaluation) -> None:
     """Show the parameters to handlers such as SVI's, which collects what to optimise."""
-    stack = runtime._PYRO_STACK
-    if len(stack) == 1 and type(stack[0]) is TraceMessenger and stack[0].param_only:
-        store, trace = pyro.get_param_store(), stack[0].trace
-        for name in names:  # what pyro.param comes to, in a tenth of its time
-            trace.add_node(name, type="param", name=name, value=store[name])
-    elif stack:
-        for name in names:
+    stack, store = runtime._PYRO_STACK, pyro.get_param_store()
+    collects = len(stack) == 1 and type(stack[0]) is TraceMessenger and stack[0].param_only
+    places = zip(evaluation.names, evaluation.places, evaluation.leaves, strict=True)
+    for name, place, leaf in places if stack else ():
+        if collects:  # what pyro.param comes to, in a tenth of its time
+            value = announced(leaf) if place else store[name]
+            stack[0].trace.add_node(name, type="param", name=name, value=value)
+        elif place:
+            runtime.effectful(type="param")(lambda *_, leaf=leaf, **__: announced(leaf))(name=name)
+        else:
             pyro.param(name)
 
 
@@ -388,7 +414,7 @@ def _refuse_restlessness(pair: _Pair, last: _Compiled) -> None:
             f"'{changed[0]}', which it may read, has changed {pair.changed} times. Pass what "
             "changes as a tensor argument"
         )
-    soon = _LONG if last.is_of(_leaves(last.evaluation.names)) else 3
+    soon = _LONG if last.is_of(last.evaluation.present()) else 3
     pair.moved += not changed and last.calls < soon
     if pair.moved > MOST_CHANGES:
         raise CaptureError(
@@ -420,24 +446,13 @@ def _without_values(key: Any) -> Any:
 
 def _condition(evaluation: Evaluation) -> list[Any]:
     """Where parameters and constants lie, which `.data = ` moves; whether they are trained, have
-    hooks; values of masks and of what has been read as a number."""
+    hooks."""
     graph, leaves = evaluation.graph, evaluation.leaves
     found: list[Any] = [x.data_ptr() for x in (*leaves, *graph.constants)]
     found += [x.requires_grad for x in graph.constants]
     for x in leaves:
         found += (x.requires_grad, not x._backward_hooks, not x._post_accumulate_grad_hooks)
-    return found + [_value(x) for x in graph.decisive] if graph.decisive else found
-
-
-def _value(x: Tensor) -> Any:
-    if x.numel() * x.itemsize > _READ:
-        return x._version
-    return x.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-
-
-def _leaves(names: Sequence[str]) -> list[Tensor | None]:
-    unconstrained = pyro.get_param_store()._params
-    return [unconstrained.get(name) for name in names]
+    return found
 
 
 def _same(tensors: Sequence[Tensor], seen: Sequence[tuple[Tensor, int, int]]) -> bool:

@@ -12,15 +12,23 @@ import types
 import weakref
 from collections.abc import Callable, Iterator
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyro_elbo_lab.activity import Activity
 from pyro_elbo_lab.reach import MISSING, SUMMARIES, Reached, Shelf, geometry, reached, token
 
-__all__ = ["Snapshot", "Watch", "contents"]
+__all__ = ["Place", "Snapshot", "Watch", "contents"]
 
 Snapshot = tuple[Any, ...]
 Tokens = dict[str, tuple[Shelf, tuple]]
+
+
+class Place(NamedTuple):
+    """Where a value is: a dictionary and its key."""
+
+    holder: Any
+    key: Any
+    name: str
 
 
 class Watch:

@@ -78,7 +78,7 @@ def names_in(codes: Iterable[types.CodeType]) -> Names:
 
 
 @functools.lru_cache(maxsize=4096)
-def stored_by_libraries(kind: type) -> frozenset[str]:
+def stored_by_libraries(kind: Any) -> frozenset[str]:
     """Attributes that methods of a class's library bases assign, other than where they are made."""
     return frozenset(
         stored

@@ -47,6 +47,7 @@ _WALKED = {
     "contextlib", "configparser", "threading", "string", "_collections", "_weakrefset",
 }  # fmt: skip
 _FOLLOWED = {"torch", "pyro", "pyro_elbo_lab", "scipy"}
+_NONE: frozenset[str] = frozenset()
 _PLAIN = (types.SimpleNamespace, argparse.Namespace)  # like classes of the program
 _COUNTERS = {"num_gradients"}  # of an objective, which counts its calls
 _HOOKS = (
@@ -170,7 +171,7 @@ class _Walk:
     def __init__(self, activity: Activity | None) -> None:
         self.activity = activity
         self.complete = activity is not None and activity.complete
-        self.names = activity.names if activity else Names(*[frozenset()] * 4, computed=True)
+        self.names = activity.names if activity else Names(_NONE, _NONE, _NONE, _NONE, True)
         self.everything = not self.complete or self.names.computed
         self.shelves: Reached = {}
         self.seen: dict[int, Any] = {}
@@ -430,7 +431,7 @@ def _codes_in(code: types.CodeType) -> list[types.CodeType]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _slots(kind: type) -> tuple[str, ...]:
+def _slots(kind: Any) -> tuple[str, ...]:
     return tuple(
         name
         for base in kind.__mro__
@@ -480,7 +481,7 @@ def _state(value: Any) -> Any:
             return Same(object())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # iterators will lose this method one day
-        return _tokens(dict(enumerate(_flat(value.__reduce__()))))
+        return tuple(map(token, _flat(value.__reduce__())))
 
 
 def _flat(value: Any) -> Iterator[Any]:

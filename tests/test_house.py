@@ -33,6 +33,7 @@ STORY = [
     ["environment"],
     ["footprints"],
     ["simplify", "scans", "dispatch", "dims", "smoothness"],
+    ["leaves", "reads", "rewrites", "writes"],
     ["replay"],
     ["groups"],
     ["simulation"],

@@ -306,12 +306,12 @@ def tensors_filled_in_place():
     return Run(model, normal_z)
 
 
-@program("eager")
+@program("captured")
 def closure_tensor_written():
     total = torch.zeros(())
 
     def model():
-        total.add_(1)  # here
+        total.add_(1)
         gaussian(total / 10)
 
     return Run(model, normal_z, state=lambda: {"total": total})
