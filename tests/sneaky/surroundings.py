@@ -42,7 +42,7 @@ def context_variable():
     return reading(lambda: variable.get(), lambda: variable.set(3.0))
 
 
-NOISE = contextvars.ContextVar("noise")
+NOISE: contextvars.ContextVar = contextvars.ContextVar("noise")
 
 
 @sneaky("seen")
