@@ -19,8 +19,10 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from pyro_elbo_lab.activity import Activity
 from pyro_elbo_lab.capture import Graph, capture, unvalidated
-from pyro_elbo_lab.environment import Place, Watch, watch
+from pyro_elbo_lab.environment import Place, Watch
+from pyro_elbo_lab.footprints import refuse_changes, refuse_footprints, refuse_what_is_too_much
 from pyro_elbo_lab.guard import CaptureError, storage_of
 from pyro_elbo_lab.leaves import places_of, refuse_hooks, unconstrained, without_hooks
 from pyro_elbo_lab.state import foreign_random_states, gradients_on, random_states_kept
@@ -74,6 +76,46 @@ class Evaluation:
         pairs = zip(self.leaves, self.has_gradient, strict=True)
         return [leaf.detach() for leaf, has in pairs if not has]
 
+    def data_for(self, objective: ELBO, args: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """What the graph takes for these arguments, and for the number of the objective's next
+        call if the weight of its KL terms is scheduled."""
+        data = [x for x in tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor)]
+        if len(self.data) > len(data):
+            data.append(torch.full_like(self.data[-1], kl_weight(objective)))
+        return data
+
+    def difference(
+        self,
+        objective: ELBO,
+        model: Program,
+        guide: Program,
+        args: tuple,
+        kwargs: Mapping[str, Any],
+    ) -> str:
+        """Compare the graph with an eager run that draws what the next call will draw.
+
+        The random states are as before afterwards.
+
+        Returns:
+            The two losses if value or gradients differ by more than rounding, else nothing.
+        """
+        with random_states_kept():
+            found = self.run(self.data_for(objective, args, kwargs))
+
+        def eager() -> list[Tensor]:
+            with random_states_kept():
+                return self.eager(objective, model, guide, args, dict(kwargs))
+
+        for _ in range(2):  # an objective that plans anew draws more than it uses
+            expected = eager()
+            if len(found) == len(expected) and all(map(agree, found, expected)):
+                return ""
+        with _elsewhere(self.leaves):  # at an optimum gradients are differences of large sums
+            away = eager()
+        if len(found) == len(away) and all(map(_agree_at_scale, found, expected, away)):
+            return ""
+        return f"losses {_number(found)} and {_number(expected)}"
+
     def run(self, data: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Run the graph without compiling it; draws what the program would draw.
 
@@ -91,7 +133,7 @@ class Evaluation:
         self, objective: ELBO, model: Program, guide: Program, args: tuple, kwargs: dict
     ) -> list[Tensor]:
         """Run the program instead of the graph; returns what `run` returns."""
-        program = objective, model, guide, args, kwargs
+        program = copy.copy(objective), model, guide, args, kwargs
         return _present(_eager(program, self.leaves, self.graph.state))
 
     def is_for(self, arguments: Sequence[Any]) -> bool:
@@ -149,7 +191,9 @@ def _evaluate(
     if not hasattr(objective, "differentiable_loss"):
         raise CaptureError(f"{type(objective).__name__} has no differentiable loss")
     program = objective, model, guide, args, kwargs
-    (names, leaves), state = first_run(lambda: _parameters(*program))
+    activity = Activity()
+    with activity.recorded():
+        (names, leaves), state = first_run(lambda: _parameters(*program))
     written = [x.tensor for x in state]
     if any(isinstance(x, Tensor) and x.requires_grad for x in tree_leaves((args, kwargs))):
         raise CaptureError("an argument requires a gradient, which only eager runs give. Detach it")
@@ -157,12 +201,19 @@ def _evaluate(
     _refuse_writes(state, [*leaves, *tree_leaves((args, kwargs))])
     places = places_of(names, leaves, model, guide)
 
-    def eager(seed: int) -> list[Tensor | None]:
+    def eager(seed: int, mine: ELBO | None = None) -> list[Tensor | None]:
         torch.manual_seed(seed)
-        return _eager(program, leaves, written)
+        mine = copy.copy(objective) if mine is None else mine
+        return _eager((mine, model, guide, args, kwargs), leaves, written)
 
     before, store_before = foreign_random_states(), dict(pyro.get_param_store()._params)
-    first = eager(_SEEDS[0])
+    runs: list[list[Tensor | None]] = []
+    mine = copy.copy(objective)
+    refuse_footprints(
+        activity, lambda: runs.append(eager(_SEEDS[0], mine)), args, kwargs,
+        model=model, guide=guide, objective=mine,
+    )  # fmt: skip
+    first = runs[0]
     for name, leaf in pyro.get_param_store()._params.items():
         if store_before.get(name) is not leaf:
             raise CaptureError(f"every run of it replaces '{name}' in the param store, an average")
@@ -193,9 +244,10 @@ def _evaluate(
             "it holds a tensor that requires a gradient and is not in the param store. Give its "
             "module to pyro.module, or detach it"
         )
-    numbers = watch(model, guide, objective)
+    with refuse_what_is_too_much():
+        numbers = Watch(activity, model=model, guide=guide, objective=objective)
     evaluation = Evaluation(graph, names, tuple(leaves), places, has_gradient, tuple(data), numbers)
-    _compare(evaluation, eager, first)
+    _compare(evaluation, activity, eager, first)
     return evaluation
 
 
@@ -280,7 +332,7 @@ def _eager(
 ) -> list[Tensor | None]:
     objective, model, guide, args, kwargs = program
     with poutine.block(), unvalidated(), without_hooks(leaves), put_back(state):
-        values = _loss_and_gradients(copy.copy(objective), model, guide, args, kwargs, leaves)
+        values = _loss_and_gradients(objective, model, guide, args, kwargs, leaves)
         return values + [x.clone() for x in state]
 
 
@@ -304,7 +356,10 @@ def _loss_and_gradients(
 
 
 def _compare(
-    evaluation: Evaluation, eager: Callable[[int], list[Tensor | None]], first: Values
+    evaluation: Evaluation,
+    activity: Activity,
+    eager: Callable[[int], list[Tensor | None]],
+    first: Values,
 ) -> None:
     torch.manual_seed(_SEEDS[0])
     _demand(evaluation, first, "at the present parameters")
@@ -316,13 +371,12 @@ def _compare(
         if other is not None:
             torch.manual_seed(_SEEDS[1])
             _demand(evaluation, other, "at other values of the parameters")
-    again: list[Tensor | None] = []
-    changed = evaluation.numbers.changed_by(lambda: again.extend(eager(_SEEDS[0])))
-    if changed:
-        raise CaptureError(
-            f"every run of it changes a Python number, '{changed[0]}', which it may read. Pass "
-            "such a number as a tensor argument"
-        )
+    with refuse_what_is_too_much():
+        evaluation.numbers.look()
+        with activity.recorded():
+            again = eager(_SEEDS[0])
+        refuse_changes(evaluation.numbers.changed())
+        evaluation.numbers.look()
     if not all(map(agree, _present(first), _present(again))):
         raise CaptureError(
             f"two eager runs with the same seed of PyTorch differ (losses {_number(first)} and "
@@ -366,6 +420,12 @@ def agree(one: Tensor, other: Tensor, digits: float = 1e3) -> bool:
     scale = float(finite.abs().max()) if finite.numel() else 0.0
     tolerance = digits * torch.finfo(one.dtype).eps
     return torch.allclose(one, other, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+
+
+def _agree_at_scale(found: Tensor, expected: Tensor, away: Tensor) -> bool:
+    """Whether two tensors are equal to rounding, at the scale of a third."""
+    error, scale = (found - expected).abs().max(), away.abs().max()
+    return bool(error <= 1e3 * torch.finfo(found.dtype).eps * scale)
 
 
 @contextmanager

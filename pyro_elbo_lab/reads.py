@@ -16,6 +16,8 @@ from pyro_elbo_lab.guard import CaptureError
 
 __all__ = ["Reads", "take_reads"]
 
+_COPIED = 1 << 16  # bytes
+
 
 class Reads:
     """What was read, as a function of the inputs that it depends on.
@@ -42,7 +44,7 @@ class Reads:
         self._values = tuple(values)
         self._lines = tuple(lines)
         self.changed = ""
-        self._seen: list[tuple[Tensor, int, int]] = []
+        self._seen: list[tuple[Tensor, int, int, Tensor | None]] = []
 
     @property
     def any(self) -> bool:
@@ -65,7 +67,7 @@ class Reads:
             if not _same(one, other):
                 self.changed = line
                 return False
-        self._seen = [(x, x._version, x.data_ptr()) for x in inputs]
+        self._seen = [(x, x._version, x.data_ptr(), _copy(x)) for x in inputs]
         return True
 
 
@@ -166,10 +168,16 @@ def _shares(node: fx.Node) -> bool:
     )
 
 
-def _untouched(tensor: Tensor, seen: tuple[Tensor, int, int]) -> bool:
-    """Memory that is not PyTorch's own may be written to from elsewhere."""
+def _copy(tensor: Tensor) -> Tensor | None:
+    return tensor.detach().clone() if tensor.numel() * tensor.itemsize <= _COPIED else None
+
+
+def _untouched(tensor: Tensor, seen: tuple[Tensor, int, int, Tensor | None]) -> bool:
+    """Memory may be written to without PyTorch's notice: by numpy, or through `.data`."""
     same = tensor is seen[0] and tensor._version == seen[1] and tensor.data_ptr() == seen[2]
-    return same and tensor.untyped_storage().resizable()
+    if not same or not tensor.untyped_storage().resizable():
+        return False
+    return seen[3] is None or torch.equal(tensor, seen[3])
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -123,7 +123,7 @@ def parameter_frozen_later():
     return Run(model, normal_z, each=each)
 
 
-@program("captured")
+@program("either")
 def frozen_parameter_replaced():
     def each(call):
         pyro.get_param_store()["fixed"] = torch.tensor(1.0 + late(call))
