@@ -1,7 +1,7 @@
 """A function of tensors that runs Pyro programs, captured as one graph of aten operators."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from unittest.mock import patch
 
@@ -12,10 +12,13 @@ from torch import Tensor, fx
 from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_elbo_lab.guard import CaptureError, guarded, users_line
+from pyro_elbo_lab.guard import CaptureError, guarded, storage_of, users_line
 from pyro_elbo_lab.leftovers import leftovers_dropped
 from pyro_elbo_lab.noise import Noise, hoist
+from pyro_elbo_lab.reads import Reads, take_reads
+from pyro_elbo_lab.rewrites import rewritten
 from pyro_elbo_lab.scans import DECOMPOSITIONS
+from pyro_elbo_lab.writes import put_back
 
 __all__ = ["Graph", "capture", "unvalidated"]
 
@@ -30,15 +33,17 @@ class Graph:
         module: the graph.
         constants: tensors that the program holds itself; always the current ones are read.
         noise: what to draw for the last inputs.
-        decisive: tensors that the program holds and whose values have decided shapes: with other
-            values it is another graph.
+        reads: the values that have decided Python numbers and shapes: with others it is another
+            graph.
+        state: tensors that every run writes to, by way of the constants.
         num_nodes: the size of the graph, which tells how long compiling it takes.
     """
 
     module: fx.GraphModule
     constants: tuple[Tensor, ...]
     noise: Noise
-    decisive: tuple[Tensor, ...]
+    reads: Reads
+    state: tuple[Tensor, ...]
 
     @property
     def num_nodes(self) -> int:
@@ -47,7 +52,11 @@ class Graph:
 
 @leftovers_dropped()
 def capture(
-    function: Callable[..., tuple[Tensor, ...]], leaves: Sequence[Tensor], data: Sequence[Tensor]
+    function: Callable[..., tuple[Tensor, ...]],
+    leaves: Sequence[Tensor],
+    data: Sequence[Tensor],
+    state: Sequence[Tensor] = (),
+    moving: Sequence[Tensor] = (),
 ) -> Graph:
     """Run a function once and write its operators down.
 
@@ -55,24 +64,44 @@ def capture(
         function: of the data tensors; it reads the leaves by itself.
         leaves: parameters that must become inputs.
         data: the arguments.
+        state: tensors that the program holds and that every run writes to; as before afterwards.
+        moving: those of the data that have other values at every call, so that no number may
+            depend on them.
 
     Raises:
-        CaptureError: control flow or Python numbers that depend on a tensor's values, a tensor that
-            outlives the function and is written to.
+        CaptureError: control flow or Python numbers that depend on parameters or on what was drawn,
+            another tensor that outlives the function and is written to.
     """
+    own = {storage_of(x) for x in state}
+    num_outputs = 0
+
+    def traced(*inputs: Tensor) -> tuple[Tensor, ...]:
+        nonlocal num_outputs
+        with rewritten():
+            outputs = function(*inputs)
+        num_outputs = len(outputs)
+        return (*outputs, *[x for x, _ in read])
+
     try:
-        with poutine.block(), unvalidated(), guarded([*leaves, *data]) as decisive:
+        with ExitStack() as stack:
+            for context in (poutine.block(), unvalidated(), put_back(state)):
+                stack.enter_context(context)
+            read = stack.enter_context(guarded([*leaves, *moving], state))
             # aliases: a model may hold the very tensor that it is called with
-            module = make_fx(function, DECOMPOSITIONS)(*[x.detach() for x in data])
+            module = make_fx(traced, DECOMPOSITIONS)(*[x.detach() for x in data])
     except CaptureError:
         raise
     except Exception as error:
         raise CaptureError(_why(error)) from error
     constants = _lift(module, leaves)
     noise = hoist(module)
+    reads = take_reads(module, num_outputs, leaves, data, constants, [line for _, line in read])
     for node in module.graph.nodes:
         node.meta.clear()
-    return Graph(module, constants, noise, tuple(decisive))
+    written = [x for x in constants if storage_of(x) in own]
+    if len(written) > len(own):
+        raise CaptureError("it writes to a tensor that it also holds a view of")
+    return Graph(module, constants, noise, reads, tuple(state))
 
 
 def _why(error: Exception) -> str:

@@ -18,11 +18,14 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from pyro_elbo_lab.environment import Snapshot, Watch, contents, watch
-from pyro_elbo_lab.evaluation import Evaluation, agree, evaluate, handler_around, kl_weight
+from pyro_elbo_lab.environment import Snapshot, contents
+from pyro_elbo_lab.evaluation import Evaluation, evaluate, handler_around, kl_weight
+from pyro_elbo_lab.footprints import refuse_what_is_too_much
 from pyro_elbo_lab.guard import CaptureError
 from pyro_elbo_lab.inductor import Runner, checked_runner, runner_of
+from pyro_elbo_lab.leaves import accumulate, announced
 from pyro_elbo_lab.state import gradients_on, random_states_kept
+from pyro_elbo_lab.writes import put_back
 
 __all__ = ["CompiledELBO", "compiled"]
 
@@ -32,6 +35,14 @@ Backend = Literal["inductor", "graph"]
 MOST_GRAPHS = 8
 """Graphs kept for one model and guide; more kinds of arguments than that run eagerly."""
 
+MOST_CHANGES = 3
+"""How often a number that the programs read may change before they run eagerly."""
+
+MOST_READINGS = 4
+"""Graphs for arguments of the same shapes, if the program reads their values as Python numbers;
+more values than that run eagerly."""
+
+_LONG = 100  # calls after which it is no matter that parameters or memory have been replaced
 _SMALL = 64  # elements below which data is copied at every call: a check would cost as much
 
 CHECK_EVERY = 1024
@@ -48,10 +59,15 @@ def compiled(objective: ELBO, backend: Backend = "inductor") -> "CompiledELBO":
     objective itself under the same seed, to rounding.
 
     What cannot be one graph runs eagerly, with one warning that says why: branches and Python
-    numbers that depend on a tensor's values, tensors that outlive a call and are written to, random
-    numbers from elsewhere than PyTorch. Python numbers that the programs read from closures,
-    globals and attributes belong to the graph: a new value means a new graph. Beyond that, a graph
-    is compared with an eager run now and then, and given up if they differ.
+    numbers that depend on parameters or on what was drawn, random numbers from elsewhere than
+    PyTorch, files, the clock, and whatever a run leaves behind in Python, such as counters, lists
+    of values or the trace of a handler. Python numbers that the programs read from closures,
+    globals and attributes belong to the graph: a new value means a new graph, and one that keeps
+    changing means eager runs. So do the values of arguments and held tensors that
+    they read, as in `range(lengths.max())`, `torch.equal` or a boolean index; four such values have
+    graphs, others run eagerly. Tensors that every call writes to, such as the running means of a
+    BatchNorm layer, are written to by the graph, and hooks on gradients of parameters are called.
+    Beyond that, a graph is compared with an eager run now and then, and given up if they differ.
 
     Args:
         objective: any of this package, or another `pyro.infer.ELBO` with a differentiable loss.
@@ -93,19 +109,39 @@ class _Compiled:
     seen: list[tuple[Tensor, int, int]] = field(default_factory=list)
 
     def still_has(self, leaves: Sequence[Tensor | None]) -> bool:
+        return self.is_of(leaves) and self.condition == _condition(self.evaluation)
+
+    def is_of(self, leaves: Sequence[Tensor | None]) -> bool:
         own = self.evaluation.leaves
-        same = len(leaves) == len(own) and all(map(operator.is_, leaves, own))
-        return same and self.condition == _condition(self.evaluation)
+        return len(leaves) == len(own) and all(map(operator.is_, leaves, own))
+
+    def is_present(self) -> bool:
+        """Whether parameters, and what it depends on besides arguments, are as they were."""
+        return self.evaluation.numbers.unchanged() and self.still_has(self.evaluation.present())
+
+    def is_valid(self, arguments: Sequence[Any]) -> bool:
+        """Whether what it read of these arguments is as it was, too."""
+        return self.is_present() and self.evaluation.is_for(arguments)
 
 
 @dataclass
 class _Pair:
-    """What is known about a model and guide."""
+    """What is known about a model and guide.
 
-    numbers: Watch
-    graphs: "OrderedDict[Any, _Compiled]" = field(default_factory=OrderedDict)
+    Attributes:
+        graphs: those for each signature, the latest last.
+        captured: how many there have been.
+        changed: how many of them because a number had changed.
+        moved: how many because parameters or memory had been replaced soon after the last.
+        reason: why they run eagerly.
+    """
+
+    graphs: "OrderedDict[Any, list[_Compiled]]" = field(default_factory=OrderedDict)
     captured: int = 0
+    changed: int = 0
+    moved: int = 0
     reason: str = ""
+    others: str = ""
 
 
 @dataclass
@@ -116,7 +152,6 @@ class _Last:
     guide: Program
     args: tuple
     mode: tuple
-    numbers: Watch
     graph: _Compiled
 
     def is_for(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> bool:
@@ -128,8 +163,7 @@ class _Last:
             and all(map(operator.is_, args, self.args))
             and _mode() == self.mode
             and not any(isinstance(x, Tensor) and x.requires_grad for x in args)
-            and self.numbers.unchanged()
-            and self.graph.still_has(_leaves(self.graph.evaluation.names))
+            and self.graph.is_valid(args)
         )
 
 
@@ -171,13 +205,7 @@ class CompiledELBO(ELBO):
         if graph is None:
             return self.objective.loss_and_grads(model, guide, *args, **kwargs)
         loss, gradients = self._run(graph)
-        leaves = graph.evaluation.trained
-        sums: Any = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
-        if leaves:
-            torch._foreach_add_(sums, gradients)
-        for leaf, total in zip(leaves, sums, strict=True):
-            if leaf.grad is None:
-                leaf.grad = total
+        accumulate(graph.evaluation.trained, gradients)
         return loss
 
     def differentiable_loss(
@@ -196,8 +224,8 @@ class CompiledELBO(ELBO):
 
     def status(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> str:
         """What a call with these arguments runs: "captured", or "eager: " and the reason."""
-        self._ready(model, guide, args, kwargs)
-        reason = self._pair(model, guide).reason
+        graph, pair = self._ready(model, guide, args, kwargs), self._pair(model, guide)
+        reason = pair.reason or (pair.others if graph is None else "")
         return f"eager: {reason}" if reason else "captured"
 
     def explain(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
@@ -212,7 +240,7 @@ class CompiledELBO(ELBO):
     def _pair(self, model: Program, guide: Program) -> _Pair:
         guides = self._pairs.setdefault(model, WeakKeyDictionary())
         if guide not in guides:
-            guides[guide] = _Pair(watch(model, guide))
+            guides[guide] = _Pair()
         return guides[guide]
 
     def _ready(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> _Compiled | None:
@@ -225,7 +253,7 @@ class CompiledELBO(ELBO):
             self._bind(graph, args, kwargs)
             graph.calls += 1
             if not _is_due(graph.calls):
-                _announce(graph.evaluation.names)
+                _announce(graph.evaluation)
                 return graph
             graph.calls -= 1
         return self._find(model, guide, args, kwargs)
@@ -234,18 +262,10 @@ class CompiledELBO(ELBO):
         pair = self._pair(model, guide)
         if pair.reason:
             return None
-        key = signature(args, kwargs, model, guide, pair.numbers.snapshot())
-        graph = pair.graphs.get(key)
-        if graph is not None and not graph.still_has(_leaves(graph.evaluation.names)):
-            del pair.graphs[key]
-            graph = None
         try:
-            if graph is None or handler_around():
-                graph = self._capture(pair, model, guide, args, kwargs)
-                pair.numbers = graph.evaluation.numbers
-                pair.graphs[signature(args, kwargs, model, guide, pair.numbers.snapshot())] = graph
-                while len(pair.graphs) > MOST_GRAPHS:
-                    pair.graphs.popitem(last=False)
+            graph = self._graph(pair, model, guide, args, kwargs)
+            if graph is None:
+                return None
             self._bind(graph, args, kwargs)
             graph.calls += 1
             if graph.calls > 1 and _is_due(graph.calls):
@@ -258,9 +278,47 @@ class CompiledELBO(ELBO):
             return None
         self._last = None
         if all(isinstance(x, Tensor | bool | int | float | None) for x in args):
-            self._last = _Last(model, guide, args, _mode(), pair.numbers, graph)
-        _announce(graph.evaluation.names)
+            self._last = _Last(model, guide, args, _mode(), graph)
+        _announce(graph.evaluation)
         return graph
+
+    def _graph(
+        self, pair: _Pair, model: Program, guide: Program, args: tuple, kwargs: dict
+    ) -> _Compiled | None:
+        """The graph that is valid now, captured if there is none; None if there are too many for
+        values that the program reads."""
+        arguments = _flat(args, kwargs)
+        with refuse_what_is_too_much():
+            key = signature(args, kwargs, model, guide)
+        known = pair.graphs.get(key, [])
+        around = handler_around()
+        valid = [] if around else [graph for graph in known if graph.is_valid(arguments)]
+        if valid:
+            return valid[-1]
+        present = [graph for graph in known if not around and graph.is_present()]
+        if len(present) >= MOST_READINGS:
+            self._refuse_readings(pair, present)
+            return None
+        if known and not present:
+            _refuse_restlessness(pair, known[-1])
+        elif not known:
+            _refuse_restless_arguments(pair, key)
+        graph = self._capture(pair, model, guide, args, kwargs)
+        kept = [x for x in known if x.still_has(x.evaluation.present())]
+        # the program may have set up things only now, which an argument's contents show
+        pair.graphs[signature(args, kwargs, model, guide)] = [*kept, graph]
+        while len(pair.graphs) > MOST_GRAPHS:
+            pair.graphs.popitem(last=False)
+        return graph
+
+    def _refuse_readings(self, pair: _Pair, graphs: Sequence[_Compiled]) -> None:
+        if not pair.others:
+            changed = graphs[-1].evaluation.graph.reads.changed
+            pair.others = (
+                f"{MOST_READINGS} graphs were captured for as many values of what it reads as a "
+                f"Python number or a shape ({changed})"
+            )
+            warnings.warn(f"{self.objective!r} runs eagerly: {pair.others}.", stacklevel=6)
 
     def _capture(
         self, pair: _Pair, model: Program, guide: Program, args: tuple, kwargs: dict
@@ -269,8 +327,7 @@ class CompiledELBO(ELBO):
         if pair.captured > 4 * MOST_GRAPHS:
             raise CaptureError(
                 f"{4 * MOST_GRAPHS} graphs were captured for one model and guide: its arguments' "
-                "shapes, Python arguments or the numbers that it reads change all the time. "
-                "Pass changing numbers as tensors, and batches of one size"
+                "shapes or its parameters change all the time. Pass batches of one size"
             )
         evaluation = evaluate(self.objective, model, guide, args, kwargs)
         noise = evaluation.graph.noise.allocate()
@@ -281,9 +338,10 @@ class CompiledELBO(ELBO):
             refill = partial(evaluation.graph.noise.fill, noise)
             if self.backend == "graph":
                 refill()
-                runner, why = runner_of(module, inputs), ""
+                with put_back(evaluation.graph.state):
+                    runner, why = runner_of(module, inputs), ""
             else:
-                runner, why = checked_runner(module, inputs, refill)
+                runner, why = checked_runner(module, inputs, refill, evaluation.graph.state)
         if why:
             warnings.warn(f"{self.objective!r} runs as a graph, uncompiled: {why}.", stacklevel=6)
         return _Compiled(evaluation, runner, data, noise, _condition(evaluation))
@@ -317,49 +375,87 @@ class CompiledELBO(ELBO):
         self, graph: _Compiled, model: Program, guide: Program, args: tuple, kwargs: dict
     ) -> None:
         """Compare the graph with an eager run that draws what the next call will draw."""
-        evaluation = graph.evaluation
-        with random_states_kept():
-            found = evaluation.run(graph.data)
-        for _ in range(2):  # an objective that plans anew draws more than it uses
-            with random_states_kept():
-                eager = evaluation.eager(self.objective, model, guide, args, kwargs)
-            if repeats := len(eager) == len(found) and all(map(agree, eager, found)):
-                break
-        if not repeats:
+        difference = graph.evaluation.difference(self.objective, model, guide, args, kwargs)
+        if difference:
             raise CaptureError(
-                f"at call {graph.calls} the graph did not repeat an eager run (losses "
-                f"{float(found[0]):.7g} and {float(eager[0]):.7g}): something that model or guide "
-                f"read has changed since call {graph.checked}, and losses since then may be wrong. "
-                "Pass what changes as a tensor argument"
+                f"at call {graph.calls} the graph did not repeat an eager run ({difference}): "
+                f"something that model or guide read has changed since call {graph.checked}, and "
+                "losses since then may be wrong. Pass what changes as a tensor argument"
             )
         graph.checked = graph.calls
 
 
-def _announce(names: Sequence[str]) -> None:
+def _announce(evaluation: Evaluation) -> None:
     """Show the parameters to handlers such as SVI's, which collects what to optimise."""
-    stack = runtime._PYRO_STACK
-    if len(stack) == 1 and type(stack[0]) is TraceMessenger and stack[0].param_only:
-        store, trace = pyro.get_param_store(), stack[0].trace
-        for name in names:  # what pyro.param comes to, in a tenth of its time
-            trace.add_node(name, type="param", name=name, value=store[name])
-    elif stack:
-        for name in names:
+    stack, store = runtime._PYRO_STACK, pyro.get_param_store()
+    collects = len(stack) == 1 and type(stack[0]) is TraceMessenger and stack[0].param_only
+    places = zip(evaluation.names, evaluation.places, evaluation.leaves, strict=True)
+    for name, place, leaf in places if stack else ():
+        if collects:  # what pyro.param comes to, in a tenth of its time
+            value = announced(leaf) if place else store[name]
+            stack[0].trace.add_node(name, type="param", name=name, value=value)
+        elif place:
+            runtime.effectful(type="param")(lambda *_, leaf=leaf, **__: announced(leaf))(name=name)
+        else:
             pyro.param(name)
+
+
+def _refuse_restlessness(pair: _Pair, last: _Compiled) -> None:
+    """Nothing is captured again and again.
+
+    Args:
+        pair: counts.
+        last: the graph that is not valid any more.
+
+    Raises:
+        CaptureError: it has been too often already.
+    """
+    changed = last.evaluation.numbers.changed()
+    pair.changed += bool(changed)
+    if changed and pair.changed > MOST_CHANGES:
+        raise CaptureError(
+            f"'{changed[0]}', which it may read, has changed {pair.changed} times. Pass what "
+            "changes as a tensor argument"
+        )
+    soon = _LONG if last.is_of(last.evaluation.present()) else 3
+    pair.moved += not changed and last.calls < soon
+    if pair.moved > MOST_CHANGES:
+        raise CaptureError(
+            "parameters, tensors that it holds, or their memory (`.data =`) are replaced all the "
+            "time. Copy new values into them instead"
+        )
+
+
+def _refuse_restless_arguments(pair: _Pair, key: Any) -> None:
+    """Raises:
+    CaptureError: Python arguments have had many values already.
+    """
+    alike = [other for other in pair.graphs if _without_values(other) == _without_values(key)]
+    real = any(kind[0] is float for kind in key[1] if len(kind) == 2)
+    if len(alike) <= (MOST_CHANGES if real else MOST_GRAPHS - 1):
+        return
+    values = [kind[1] for kind, other in zip(key[1], alike[-1][1], strict=True) if kind != other]
+    found = f"{values[0]!r}" if isinstance(values[0], bool | int | float | str) else "an object"
+    raise CaptureError(
+        f"an argument that is no tensor ({found} by now) has had {len(alike) + 1} values. Pass "
+        "changing numbers as tensors"
+    )
+
+
+def _without_values(key: Any) -> Any:
+    spec, kinds, *rest = key
+    return spec, [kind if len(kind) > 2 else kind[0] for kind in kinds], rest
 
 
 def _condition(evaluation: Evaluation) -> list[Any]:
     """Where parameters and constants lie, which `.data = ` moves; whether they are trained, have
-    hooks; versions of masks."""
+    hooks."""
     graph, leaves = evaluation.graph, evaluation.leaves
     found: list[Any] = [x.data_ptr() for x in (*leaves, *graph.constants)]
+    found += [x.requires_grad for x in graph.constants]
     for x in leaves:
         found += (x.requires_grad, not x._backward_hooks, not x._post_accumulate_grad_hooks)
-    return found + [x._version for x in graph.decisive] if graph.decisive else found
-
-
-def _leaves(names: Sequence[str]) -> list[Tensor | None]:
-    unconstrained = pyro.get_param_store()._params
-    return [unconstrained.get(name) for name in names]
+    return found
 
 
 def _same(tensors: Sequence[Tensor], seen: Sequence[tuple[Tensor, int, int]]) -> bool:
@@ -381,7 +477,9 @@ def _flat(args: tuple, kwargs: dict) -> list[Any]:
     return tree_flatten((args, kwargs))[0]
 
 
-def signature(args: tuple, kwargs: dict, model: Program, guide: Program, around: Snapshot) -> Any:
+def signature(
+    args: tuple, kwargs: dict, model: Program, guide: Program, around: Snapshot = ()
+) -> Any:
     """What a graph is valid for: two calls with equal signatures can share one."""
     flat: Any = args
     spec: Any = len(args)

@@ -176,7 +176,7 @@ def _captured(potential: Potential, start: Tensor) -> Graph:
         (gradient,) = torch.autograd.grad(energy, flat)
         return -energy.detach().to(torch.float64), -gradient
 
-    graph = capture(function, (), (start,))
+    graph = capture(function, (), (start,), moving=(start,))
     if graph.noise.draws or graph.noise.rest:
         raise CaptureError("it draws random numbers")
     if graph.num_nodes > MOST_NODES:

@@ -1,212 +1,214 @@
 """What Python programs read besides their arguments.
 
-A captured graph keeps the Python numbers that it was made with. `watch` finds where a program gets
-such numbers from: closures, globals, attributes of objects and modules. Its snapshot tells when one
-has changed. What it cannot see (files, clocks, C extensions) is left to comparisons with eager
-runs.
+A captured graph keeps the Python numbers that it was made with. A `Watch` knows every place that
+the programs can reach (see `reach`) and tells, in microseconds, whether something has been put
+there since. What it cannot see (files, clocks, C extensions) is refused by `unseen`, or left to
+comparisons with eager runs.
 """
 
-import functools
-import sys
+import contextlib
+import operator
 import types
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator
+from itertools import repeat
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
+from pyro_elbo_lab.activity import Activity
+from pyro_elbo_lab.reach import MISSING, SUMMARIES, Reached, Shelf, geometry, reached, token
 
-__all__ = ["Snapshot", "Watch", "contents", "watch"]
+__all__ = ["Place", "Snapshot", "Watch", "contents"]
 
 Snapshot = tuple[Any, ...]
+Tokens = dict[str, tuple[Shelf, tuple]]
 
 
 class Place(NamedTuple):
-    """Where a value is: a dictionary and its key, or a cell of a closure and None."""
+    """Where a value is: a dictionary and its key."""
 
     holder: Any
     key: Any
     name: str
 
 
-class _Identity(int):
-    """Of an object that is not compared by its contents."""
-
-
-_MOST_PLACES = 400
-_SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
-_LIBRARIES = {"torch", "pyro", "numpy", "pyro_elbo_lab", "scipy"} | set(sys.stdlib_module_names)
-_COUNTERS = ("num_gradients",)  # of an objective, which counts its calls
-_SMALL = 16
-_MOST_COMPARED = 100_000
-
-
 class Watch:
-    """The places where programs read numbers besides their arguments.
+    """The places where programs read things besides their arguments.
 
     Args:
-        places: where they are.
-    """
+        activity: what the programs did when they ran; None to take everything in reach as read.
+        programs: functions, methods, modules or other objects, by name.
 
-    def __init__(self, places: Sequence[Place]) -> None:
-        self._places = list(places)
-        self._plain: list[tuple[Place, Any]] = []
-        self._compound: list[tuple[Place, Any]] = []
-
-    def snapshot(self) -> Snapshot:
-        """What is there now. Two snapshots are equal unless one of the numbers, strings, small
-        containers of them or tensors (as objects) was replaced in between."""
-        values = [_look_up(place) for place in self._places]
-        prints = [_fingerprint(value) for value in values]
-        everything = list(zip(self._places, values, prints, strict=True))
-        compound = tuple | list | dict | np.ndarray
-        self._plain = [(place, v) for place, v, _ in everything if not isinstance(v, compound)]
-        self._compound = [(place, p) for place, v, p in everything if isinstance(v, compound)]
-        return tuple(prints)
-
-    def changed_by(self, run: Callable[[], Any]) -> list[str]:
-        """Run the programs, and stop watching the objects that this replaces, such as caches.
-
-        Returns:
-            The names of numbers that the run has changed.
-        """
-        before = self.snapshot()
-        run()
-        now = self.snapshot()
-        pairs = list(zip(self._places, before, now, strict=True))
-        self._places = [place for place, one, other in pairs if one == other]
-        self.snapshot()
-        return [place.name for place, one, other in pairs if _another_number(one, other)]
-
-    def unchanged(self) -> bool:
-        """Whether everything is as at the last snapshot."""
-        for (holder, key, _), value in self._plain:
-            if (holder.get(key) if key is not None else holder.cell_contents) is not value:
-                return False
-        return all(_fingerprint(_look_up(place)) == known for place, known in self._compound)
-
-
-def watch(*programs: Any) -> Watch:
-    """Find the numbers that programs read besides their arguments.
-
-    Args:
-        programs: functions, methods, modules or other callables.
+    Raises:
+        TooMuchError: more can be reached than can be watched.
 
     Example:
         >>> settings = types.SimpleNamespace(beta=1.0)
-        >>> model = functools.partial(print, settings)
-        >>> numbers = watch(model)
-        >>> before = numbers.snapshot()
+        >>> numbers = Watch(None, settings=settings)
         >>> settings.beta = 0.5
-        >>> numbers.unchanged(), numbers.snapshot() == before
-        (False, False)
+        >>> numbers.unchanged(), numbers.changed()
+        (False, ['settings.beta'])
     """
-    places: list[Place] = []
-    seen: set[int] = set()
-    for program in programs:
-        places += _places_of(program, seen)
-    return Watch(places[:_MOST_PLACES])
+
+    def __init__(self, activity: Activity | None, **programs: Any) -> None:
+        self._activity = activity
+        self._programs = {name: _weakly(program) for name, program in programs.items()}
+        self.look()
+
+    def look(self) -> None:
+        """From now on compare with what is there now."""
+        found = self._reached()
+        self._known = _tokens(found)
+        self._probes = _Probes(found)
+
+    def unchanged(self) -> bool:
+        """Whether everything is as at the last look."""
+        return self._probes.agree() or not self.changed()
+
+    def changed(self) -> list[str]:
+        """Names of the places where something else is than at the last look."""
+        found = self._reached()
+        names = list(_differences(self._known, _tokens(found)))
+        if not names:  # equal things have taken the place of others
+            self._probes = _Probes(found)
+        return names
+
+    def snapshot(self) -> Snapshot:
+        """What is there now: two of them are equal unless something has changed in between."""
+        return tuple((path, seen) for path, (_, seen) in _tokens(self._reached()).items())
+
+    def holders_of(self, values: list[Any]) -> Iterator[tuple[str, str]]:
+        """Attributes where some objects are, with the name of the place."""
+        for shelf, _ in self._known.values():
+            if shelf.kind in ("dict", "attributes"):
+                for key, value in zip(shelf.keys, shelf.values, strict=True):
+                    if any(value is x for x in values):
+                        yield key, shelf.place(key)
+
+    def _reached(self) -> Reached:
+        programs = {name: program() for name, program in self._programs.items()}
+        return reached(programs, self._activity)
 
 
 def contents(value: Any) -> Snapshot:
-    """What an argument holds: equal unless its numbers or tensors have been replaced."""
-    return _fingerprint(value), watch(value).snapshot()
+    """What an argument holds: equal unless its numbers or tensors have been replaced.
+
+    Raises:
+        TooMuchError: it holds more than can be compared.
+    """
+    found = _tokens(reached({"argument": value}, None))
+    return token(value), *((path, seen) for path, (_, seen) in found.items())
 
 
-def _look_up(place: Place) -> Any:
-    holder, key, _ = place
-    if key is None:
+def _weakly(program: Any) -> Callable[[], Any]:
+    if not isinstance(program, types.MethodType):
+        with contextlib.suppress(TypeError):
+            return weakref.ref(program)
+    return lambda: program
+
+
+def _tokens(found: Reached) -> Tokens:
+    return {path: (shelf, _tokens_of(shelf)) for path, shelf in found.items()}
+
+
+def _tokens_of(shelf: Shelf) -> tuple:
+    if shelf.kind in SUMMARIES:
+        return shelf.values
+    if shelf.kind == "entries":
+        return tuple((token(k), token(v)) for k, v in zip(shelf.keys, shelf.values, strict=True))
+    return tuple(map(token, shelf.values))
+
+
+def _differences(before: Tokens, now: Tokens) -> Iterator[str]:
+    for path, (shelf, seen) in now.items():
+        old, expected = before.get(path, (shelf, seen))
+        if shelf.keys == old.keys and seen == expected:
+            continue
+        known = dict(zip(old.keys, expected, strict=True))
+        found = dict(zip(shelf.keys, seen, strict=True))
+        if shelf.kind in ("entries", "items") and known.keys() != found.keys():
+            yield shelf.name
+            continue
+        places = [key for key in found if key in known and found[key] != known[key]]
+        if places:
+            yield shelf.place(places[0])
+        elif shelf.kind == "entries":
+            yield shelf.name  # the order
+
+
+class _Probes:
+    """The same objects in the same places, as fast as it can be asked in Python."""
+
+    def __init__(self, found: Reached) -> None:
+        shelves: dict[str, list[Shelf]] = {}
+        for shelf in found.values():
+            shelves.setdefault(shelf.kind, []).append(shelf)
+        self.dicts = _columns(shelves.get("dict", []))
+        self.classes = _columns(shelves.get("class", []))
+        self.attributes = _columns(shelves.get("attributes", []))
+        cells = shelves.get("cells", [])
+        full = [
+            (cell, value)
+            for shelf in cells
+            for cell, value in zip(shelf.holder, shelf.values, strict=True)
+            if value is not MISSING
+        ]
+        self.cells = [cell for cell, _ in full], [value for _, value in full]
+        tables = shelves.get("entries", [])
+        lists = [s for s in shelves.get("items", []) if not isinstance(s.holder, tuple)]
+        self.entries = [(s.holder, s.keys, s.values) for s in tables if s.keys]
+        self.items = [(s.holder, s.values) for s in lists if s.keys]
+        self.empty = [s.holder for s in (*tables, *lists) if not s.keys]
+        self.sets = [(s.holder, s.values[0]) for s in shelves.get("set", [])]
+        self.sets = [x for x in self.sets if not isinstance(x[0], frozenset)]
+        tensors = shelves.get("tensor", [])
+        self.tensors = [s.holder for s in tensors]
+        self.geometry = [s.values[0] for s in tensors]
+        self.states = [(s.holder, s.values[0]) for s in shelves.get("state", [])]
+
+    def agree(self) -> bool:
+        """Whether every place has what it had, by identity."""
         try:
-            return holder.cell_contents
-        except ValueError:  # an empty cell
-            return None
-    return holder.get(key)
+            return self._agree()
+        except (AttributeError, ValueError, RuntimeError):  # gone, or changing just now
+            return False
+
+    def _agree(self) -> bool:
+        same = operator.is_
+        holders, keys, values = self.dicts
+        if not all(map(same, map(dict.get, holders, keys, repeat(MISSING)), values)):
+            return False
+        holders, keys, values = self.classes
+        proxy = types.MappingProxyType
+        if not all(map(same, map(proxy.get, holders, keys, repeat(MISSING)), values)):
+            return False
+        holders, keys, values = self.attributes
+        if not all(map(same, map(getattr, holders, keys, repeat(MISSING)), values)):
+            return False
+        if not all(map(same, map(_contents_of_cell, self.cells[0]), self.cells[1])):
+            return False
+        if any(self.empty):
+            return False
+        for table, known, there in self.entries:
+            if len(table) != len(known) or not all(map(same, table.values(), there)):
+                return False
+            if not all(map(operator.eq, table, known)):
+                return False
+        for sequence, known in self.items:
+            if len(sequence) != len(known) or not all(map(same, sequence, known)):
+                return False
+        if any(frozenset(map(token, held)) != known for held, known in self.sets):
+            return False
+        if list(map(geometry, self.tensors)) != self.geometry:
+            return False
+        return all(read() == known for read, known in self.states)
 
 
-def _fingerprint(value: Any) -> Any:
-    if isinstance(value, _SCALARS):
-        return value
-    if isinstance(value, np.ndarray) and value.size <= _MOST_COMPARED:
-        return value.tobytes()
-    if isinstance(value, tuple | list) and len(value) <= _SMALL:
-        return tuple(map(_fingerprint, value))
-    if isinstance(value, dict) and len(value) <= _SMALL:
-        return tuple((key, _fingerprint(entry)) for key, entry in value.items())
-    return _Identity(id(value))
+_contents_of_cell = operator.attrgetter("cell_contents")
 
 
-def _another_number(one: Any, other: Any) -> bool:
-    if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
-        return any(map(_another_number, one, other))
-    return one != other and not isinstance(one, tuple | _Identity) and type(one) is type(other)
-
-
-def _places_of(value: Any, seen: set[int]) -> Iterator[Place]:
-    if id(value) in seen or isinstance(value, (*_SCALARS, Tensor, np.ndarray)):
-        return
-    seen.add(id(value))
-    if isinstance(value, types.FunctionType):
-        yield from _of_function(value, seen)
-    elif isinstance(value, types.MethodType):
-        yield from _places_of(value.__func__, seen)
-        yield from _places_of(value.__self__, seen)
-    elif isinstance(value, functools.partial):
-        for part in (value.func, *value.args, *value.keywords.values()):
-            yield from _places_of(part, seen)
-    elif isinstance(value, torch.nn.Module):
-        for module in value.modules():
-            yield from _of_object(module, seen)
-    elif hasattr(value, "__dict__") and not isinstance(value, type | types.ModuleType):
-        yield from _of_object(value, seen)
-
-
-def _of_function(function: types.FunctionType, seen: set[int]) -> Iterator[Place]:
-    if _is_library(function.__module__):
-        return
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        place = Place(cell, None, name)
-        yield place
-        yield from _places_of(_look_up(place), seen)
-    for value in function.__defaults__ or ():
-        yield from _places_of(value, seen)
-    for name in _names(function.__code__):
-        if name not in function.__globals__:
-            continue
-        value = function.__globals__[name]
-        if isinstance(value, types.ModuleType):
-            if not _is_library(value.__name__):
-                names = (n for n in _names(function.__code__) if n in vars(value))
-                yield from (Place(vars(value), n, n) for n in names)
-            continue
-        yield Place(function.__globals__, name, name)
-        yield from _places_of(value, seen)
-
-
-def _of_object(value: Any, seen: set[int]) -> Iterator[Place]:
-    own = vars(value)
-    foreign = _is_library(type(value).__module__)
-    for name, entry in own.items():
-        if name.startswith("__") or (foreign and name.startswith("_")) or name in _COUNTERS:
-            continue
-        if isinstance(entry, (*_SCALARS, Tensor, np.ndarray, list, tuple, dict)):
-            yield Place(own, name, name)
-        elif isinstance(entry, types.FunctionType | types.MethodType | functools.partial):
-            yield from _places_of(entry, seen)
-    buffers = own.get("_buffers") or {}
-    yield from (Place(buffers, name, name) for name in buffers)
-    for base in type(value).__mro__:
-        if not _is_library(base.__module__):
-            for entry in vars(base).values():
-                if isinstance(entry, types.FunctionType):
-                    yield from _places_of(entry, seen)
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
-
-
-def _is_library(module: str | None) -> bool:
-    return module is not None and module.partition(".")[0] in _LIBRARIES
+def _columns(shelves: list[Shelf]) -> tuple[list[Any], list[Any], list[Any]]:
+    return (
+        [shelf.holder for shelf in shelves for _ in shelf.keys],
+        [key for shelf in shelves for key in shelf.keys],
+        [value for shelf in shelves for value in shelf.values],
+    )

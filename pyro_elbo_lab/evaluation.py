@@ -19,10 +19,14 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from pyro_elbo_lab.activity import Activity
 from pyro_elbo_lab.capture import Graph, capture, unvalidated
-from pyro_elbo_lab.environment import Watch, watch
-from pyro_elbo_lab.guard import CaptureError, guarded
+from pyro_elbo_lab.environment import Place, Watch
+from pyro_elbo_lab.footprints import refuse_changes, refuse_footprints, refuse_what_is_too_much
+from pyro_elbo_lab.guard import CaptureError, storage_of
+from pyro_elbo_lab.leaves import places_of, refuse_hooks, unconstrained, without_hooks
 from pyro_elbo_lab.state import foreign_random_states, gradients_on, random_states_kept
+from pyro_elbo_lab.writes import State, first_run, put_back
 
 __all__ = ["Evaluation", "agree", "evaluate"]
 
@@ -42,6 +46,7 @@ class Evaluation:
             None.
         names: of the parameters, in the order of the leaves.
         leaves: their unconstrained values.
+        places: where each is, None for the param store.
         has_gradient: which of them the loss depends on.
         data: the tensors among the arguments, and the weight of the KL terms if it is scheduled.
         numbers: what else it depends on.
@@ -50,6 +55,7 @@ class Evaluation:
     graph: Graph
     names: tuple[str, ...]
     leaves: tuple[Tensor, ...]
+    places: tuple[Place | None, ...]
     has_gradient: tuple[bool, ...]
     data: tuple[Tensor, ...]
     numbers: Watch
@@ -60,28 +66,96 @@ class Evaluation:
         pairs = zip(self.leaves, self.has_gradient, strict=True)
         return [leaf for leaf, has in pairs if has]
 
+    @cached_property
+    def _has_local(self) -> bool:
+        return any(self.places)
+
     @property
     def untrained(self) -> list[Tensor]:
         """The others."""
         pairs = zip(self.leaves, self.has_gradient, strict=True)
         return [leaf.detach() for leaf, has in pairs if not has]
 
+    def data_for(self, objective: ELBO, args: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """What the graph takes for these arguments, and for the number of the objective's next
+        call if the weight of its KL terms is scheduled."""
+        data = [x for x in tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor)]
+        if len(self.data) > len(data):
+            data.append(torch.full_like(self.data[-1], kl_weight(objective)))
+        return data
+
+    def difference(
+        self,
+        objective: ELBO,
+        model: Program,
+        guide: Program,
+        args: tuple,
+        kwargs: Mapping[str, Any],
+    ) -> str:
+        """Compare the graph with an eager run that draws what the next call will draw.
+
+        The random states are as before afterwards.
+
+        Returns:
+            The two losses if value or gradients differ by more than rounding, else nothing.
+        """
+        with random_states_kept():
+            found = self.run(self.data_for(objective, args, kwargs))
+
+        def eager() -> list[Tensor]:
+            with random_states_kept():
+                return self.eager(objective, model, guide, args, dict(kwargs))
+
+        for _ in range(2):  # an objective that plans anew draws more than it uses
+            expected = eager()
+            if len(found) == len(expected) and all(map(agree, found, expected)):
+                return ""
+        with _elsewhere(self.leaves):  # at an optimum gradients are differences of large sums
+            away = eager()
+        if len(found) == len(away) and all(map(_agree_at_scale, found, expected, away)):
+            return ""
+        return f"losses {_number(found)} and {_number(expected)}"
+
     def run(self, data: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """Run the graph without compiling it; draws what the program would draw."""
+        """Run the graph without compiling it; draws what the program would draw.
+
+        Returns:
+            Loss, gradients, and what the state has become, which is put back.
+        """
         noise = self.graph.noise.allocate()
         self.graph.noise.fill(noise)
         inputs = [*self.leaves, *(data or self.data), *self.graph.constants, *noise]
-        with torch.no_grad():
-            return list(self.graph.module(*inputs))
+        with torch.no_grad(), put_back(self.graph.state):
+            found = list(self.graph.module(*inputs))
+            return found + [x.clone() for x in self.graph.state]
 
     def eager(
         self, objective: ELBO, model: Program, guide: Program, args: tuple, kwargs: dict
     ) -> list[Tensor]:
-        """Run the program instead of the graph."""
-        with poutine.block(), unvalidated():
-            mine = copy.copy(objective)
-            values = _loss_and_gradients(mine, model, guide, args, kwargs, self.leaves)
-        return _present(values)
+        """Run the program instead of the graph; returns what `run` returns."""
+        program = copy.copy(objective), model, guide, args, kwargs
+        return _present(_eager(program, self.leaves, self.graph.state))
+
+    def is_for(self, arguments: Sequence[Any]) -> bool:
+        """Whether the values of arguments that the program read as numbers are the same in these.
+
+        Args:
+            arguments: the leaves of the tree of arguments; other arguments are equal.
+        """
+        if not self.graph.reads.any:
+            return True
+        data = [x for x in arguments if isinstance(x, Tensor)]
+        return self.graph.reads.hold([*data, *self.data[len(data) :]], self.graph.constants)
+
+    def present(self) -> list[Tensor | None]:
+        """The parameters that bear the names of the leaves now."""
+        store = pyro.get_param_store()._params
+        if not self._has_local:
+            return [store.get(name) for name in self.names]
+        return [
+            place.holder.get(place.key) if place else store.get(name)
+            for name, place in zip(self.names, self.places, strict=True)
+        ]
 
 
 def evaluate(
@@ -116,25 +190,37 @@ def _evaluate(
 ) -> Evaluation:
     if not hasattr(objective, "differentiable_loss"):
         raise CaptureError(f"{type(objective).__name__} has no differentiable loss")
-    with guarded():  # refused before it changes anything
-        names, leaves = parameters(objective, model, guide, args, kwargs)
+    program = objective, model, guide, args, kwargs
+    activity = Activity()
+    with activity.recorded():
+        (names, leaves), state = first_run(lambda: _parameters(*program))
+    written = [x.tensor for x in state]
+    if any(isinstance(x, Tensor) and x.requires_grad for x in tree_leaves((args, kwargs))):
+        raise CaptureError("an argument requires a gradient, which only eager runs give. Detach it")
+    refuse_hooks(objective, names, leaves)
+    _refuse_writes(state, [*leaves, *tree_leaves((args, kwargs))])
+    places = places_of(names, leaves, model, guide)
 
-    _refuse_gradients_of_others(names, leaves, tree_leaves((args, kwargs)))
-
-    def eager(seed: int) -> list[Tensor | None]:
+    def eager(seed: int, mine: ELBO | None = None) -> list[Tensor | None]:
         torch.manual_seed(seed)
-        with poutine.block(), unvalidated():
-            return _loss_and_gradients(copy.copy(objective), model, guide, args, kwargs, leaves)
+        mine = copy.copy(objective) if mine is None else mine
+        return _eager((mine, model, guide, args, kwargs), leaves, written)
 
     before, store_before = foreign_random_states(), dict(pyro.get_param_store()._params)
-    first = eager(_SEEDS[0])
+    runs: list[list[Tensor | None]] = []
+    mine = copy.copy(objective)
+    refuse_footprints(
+        activity, lambda: runs.append(eager(_SEEDS[0], mine)), args, kwargs,
+        model=model, guide=guide, objective=mine,
+    )  # fmt: skip
+    first = runs[0]
     for name, leaf in pyro.get_param_store()._params.items():
         if store_before.get(name) is not leaf:
             raise CaptureError(f"every run of it replaces '{name}' in the param store, an average")
-    for source, state in foreign_random_states().items():
-        if state != before[source]:
+    for source, now in foreign_random_states().items():
+        if now != before[source]:
             raise CaptureError(f"it draws from {source}, whose numbers a graph keeps. Use torch")
-    has_gradient = tuple(gradient is not None for gradient in first[1:])
+    has_gradient = tuple(gradient is not None for gradient in first[1 : 1 + len(leaves)])
     flat, spec = tree_flatten((args, kwargs))
     tensors = [i for i, x in enumerate(flat) if isinstance(x, Tensor)]
     data = [flat[i] for i in tensors]
@@ -148,26 +234,43 @@ def _evaluate(
             entries[i] = x
         own_args, own_kwargs = tree_unflatten(entries, spec)
         mine = _with_weight(objective, inputs[-1]) if scheduled else copy.copy(objective)
-        with _pyro_keeps_tensors(objective):
+        with _pyro_keeps_tensors(objective), without_hooks(leaves):
             values = _loss_and_gradients(mine, model, guide, own_args, own_kwargs, leaves)
         return tuple(x for x in values if x is not None)
 
-    graph = capture(function, leaves, data)
+    graph = capture(function, leaves, data, written, moving=data[-1:] if scheduled else ())
     if any(x.requires_grad for x in graph.constants):
         raise CaptureError(
             "it holds a tensor that requires a gradient and is not in the param store. Give its "
             "module to pyro.module, or detach it"
         )
-    numbers = watch(model, guide, objective)
-    evaluation = Evaluation(graph, names, tuple(leaves), has_gradient, tuple(data), numbers)
-    _compare(evaluation, eager, first)
+    with refuse_what_is_too_much():
+        numbers = Watch(activity, model=model, guide=guide, objective=objective)
+    evaluation = Evaluation(graph, names, tuple(leaves), places, has_gradient, tuple(data), numbers)
+    _compare(evaluation, activity, eager, first)
     return evaluation
+
+
+def _refuse_writes(state: Sequence[State], inputs: Sequence[Any]) -> None:
+    own = {storage_of(x) for x in inputs if isinstance(x, Tensor)}
+    for x in state:
+        if storage_of(x.tensor) in own:
+            raise CaptureError(f"it writes to a parameter or an argument ({x.line})")
 
 
 def parameters(
     objective: ELBO, model: Program, guide: Program, args: tuple, kwargs: dict
 ) -> tuple[tuple[str, ...], list[Tensor]]:
-    """Names and unconstrained values of the parameters that an objective reads."""
+    """Names and unconstrained values of the parameters that an objective reads.
+
+    What every run writes to, running means of a BatchNorm layer, is as before afterwards.
+    """
+    return first_run(lambda: _parameters(objective, model, guide, args, kwargs))[0]
+
+
+def _parameters(
+    objective: ELBO, model: Program, guide: Program, args: tuple, kwargs: dict
+) -> tuple[tuple[str, ...], list[Tensor]]:
     with poutine.block(), poutine.trace(param_only=True) as captured, torch.no_grad():
         try:
             copy.copy(objective).loss(model, guide, *args, **kwargs)
@@ -175,7 +278,7 @@ def parameters(
             reason = str(error).rstrip(".") or f"{type(objective).__name__} has no loss"
             raise CaptureError(reason) from error
     sites = {name: s for name, s in captured.trace.nodes.items() if s["type"] == "param"}
-    leaves = {name: site["value"].unconstrained() for name, site in sites.items()}
+    leaves = {name: unconstrained(site["value"]) for name, site in sites.items()}
     unique = {id(leaf): (name, leaf) for name, leaf in leaves.items()}  # some have two names
     return tuple(name for name, _ in unique.values()), [leaf for _, leaf in unique.values()]
 
@@ -187,18 +290,6 @@ def handler_around() -> str:
         if not (kind is BlockMessenger or (kind is TraceMessenger and handler.param_only)):
             return kind.__name__
     return ""
-
-
-def _refuse_gradients_of_others(
-    names: Sequence[str], leaves: Sequence[Tensor], arguments: Sequence[Any]
-) -> None:
-    for name, leaf in zip(names, leaves, strict=True):
-        if leaf._backward_hooks or leaf._post_accumulate_grad_hooks:
-            raise CaptureError(f"parameter '{name}' has a hook on its gradient")
-        if name not in pyro.get_param_store():
-            raise CaptureError(f"parameter '{name}' is local to its module, not in the param store")
-    if any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
-        raise CaptureError("an argument requires a gradient, which only eager runs give. Detach it")
 
 
 def kl_weight(objective: Any) -> float:
@@ -234,6 +325,17 @@ def _device(leaves: Sequence[Tensor]) -> torch.device:
     return leaves[0].device if leaves else torch.device("cpu")
 
 
+def _eager(
+    program: tuple[ELBO, Program, Program, tuple, dict],
+    leaves: Sequence[Tensor],
+    state: Sequence[Tensor],
+) -> list[Tensor | None]:
+    objective, model, guide, args, kwargs = program
+    with poutine.block(), unvalidated(), without_hooks(leaves), put_back(state):
+        values = _loss_and_gradients(objective, model, guide, args, kwargs, leaves)
+        return values + [x.clone() for x in state]
+
+
 def _loss_and_gradients(
     objective: ELBO,
     model: Program,
@@ -254,7 +356,10 @@ def _loss_and_gradients(
 
 
 def _compare(
-    evaluation: Evaluation, eager: Callable[[int], list[Tensor | None]], first: Values
+    evaluation: Evaluation,
+    activity: Activity,
+    eager: Callable[[int], list[Tensor | None]],
+    first: Values,
 ) -> None:
     torch.manual_seed(_SEEDS[0])
     _demand(evaluation, first, "at the present parameters")
@@ -266,13 +371,12 @@ def _compare(
         if other is not None:
             torch.manual_seed(_SEEDS[1])
             _demand(evaluation, other, "at other values of the parameters")
-    again: list[Tensor | None] = []
-    changed = evaluation.numbers.changed_by(lambda: again.extend(eager(_SEEDS[0])))
-    if changed:
-        raise CaptureError(
-            f"every run of it changes a Python number, '{changed[0]}', which it may read. Pass "
-            "such a number as a tensor argument"
-        )
+    with refuse_what_is_too_much():
+        evaluation.numbers.look()
+        with activity.recorded():
+            again = eager(_SEEDS[0])
+        refuse_changes(evaluation.numbers.changed())
+        evaluation.numbers.look()
     if not all(map(agree, _present(first), _present(again))):
         raise CaptureError(
             f"two eager runs with the same seed of PyTorch differ (losses {_number(first)} and "
@@ -316,6 +420,12 @@ def agree(one: Tensor, other: Tensor, digits: float = 1e3) -> bool:
     scale = float(finite.abs().max()) if finite.numel() else 0.0
     tolerance = digits * torch.finfo(one.dtype).eps
     return torch.allclose(one, other, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+
+
+def _agree_at_scale(found: Tensor, expected: Tensor, away: Tensor) -> bool:
+    """Whether two tensors are equal to rounding, at the scale of a third."""
+    error, scale = (found - expected).abs().max(), away.abs().max()
+    return bool(error <= 1e3 * torch.finfo(found.dtype).eps * scale)
 
 
 @contextmanager

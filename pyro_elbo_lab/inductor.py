@@ -45,30 +45,32 @@ def checked_runner(
     module: fx.GraphModule,
     inputs: Sequence[Tensor],
     refill: Callable[[], None],
-    num_written: int = 0,
+    written: Sequence[Tensor] = (),
 ) -> tuple[Runner, str]:
     """The compiled graph, once its outputs are those of the graph.
 
     Args:
-        module: takes tensors, may write to the first few, returns a tuple of tensors.
+        module: takes tensors, may write to some of them, returns a tuple of tensors.
         inputs: the tensors that will hold its inputs at every run; as before afterwards, but for
             what `refill` changes.
         refill: draws new random inputs.
-        num_written: how many inputs it writes to.
+        written: the inputs that it writes to, or other tensors of the same memory.
 
     Returns:
         The runner; and if it runs the graph without compiling it, why.
     """
+    storages = {x.untyped_storage()._cdata for x in written}
+    places = [i for i, x in enumerate(inputs) if x.untyped_storage()._cdata in storages]
     inputs = [x.detach() for x in inputs]
-    saved = [x.clone() for x in inputs[:num_written]]
+    saved = [inputs[i].clone() for i in places]
 
     def restored() -> list[Tensor]:
-        for x, before in zip(inputs, saved, strict=False):
-            x.copy_(before)
+        for i, before in zip(places, saved, strict=True):
+            inputs[i].copy_(before)
         return inputs
 
     refill()  # an index that was never drawn may be out of bounds
-    runner, reason = _runner_or_why_not(module, restored, refill)
+    runner, reason = _runner_or_why_not(module, restored, refill, places)
     if runner is None:
         runner = runner_of(module, restored())
     restored()
@@ -76,7 +78,10 @@ def checked_runner(
 
 
 def _runner_or_why_not(
-    module: fx.GraphModule, restored: Callable[[], list[Tensor]], refill: Callable[[], None]
+    module: fx.GraphModule,
+    restored: Callable[[], list[Tensor]],
+    refill: Callable[[], None],
+    places: Sequence[int],
 ) -> tuple[Runner | None, str]:
     size = len(module.graph.nodes)
     if size > MOST_NODES:
@@ -91,11 +96,13 @@ def _runner_or_why_not(
     for _ in range(_COMPARISONS):
         refill()
         with random_states_kept(), torch.no_grad():
-            expected = [x.clone() for x in module(*[x.clone() for x in restored()])]
+            own = [x.clone() for x in restored()]
+            expected = [x.clone() for x in module(*own)]
         with random_states_kept():
-            restored()
+            inputs = restored()
             runner.run()
-        if not _close(runner.outputs, expected):
+        state = [inputs[i] for i in places]
+        if not (_close(runner.outputs, expected) and _close(state, [own[i] for i in places])):
             return None, (
                 "the compiled graph does not give what the graph gives (losses "
                 f"{float(runner.outputs[0]):.7g} and {float(expected[0]):.7g})"
@@ -106,11 +113,14 @@ def _runner_or_why_not(
 def _close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
     """Whether values are equal to rounding at the scale of the largest among them: small gradients
     may be differences of large terms."""
-    scale = max([1.0, *(float(x.abs().max()) for x in expected if x.numel())])
+    finite = [x[torch.isfinite(x)] for x in expected]
+    scale = max([1.0, *(float(x.abs().max()) for x in finite if x.numel())])
     return all(
         torch.allclose(
             a, b, rtol=0.0, atol=_ULPS * torch.finfo(b.dtype).eps * scale, equal_nan=True
         )
+        if b.is_floating_point()
+        else torch.equal(a, b)
         for a, b in zip(found, expected, strict=True)
     )
 

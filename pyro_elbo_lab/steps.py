@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from pyro_elbo_lab.compiled import CompiledELBO, signature
 from pyro_elbo_lab.evaluation import Evaluation, agree, evaluate, parameters
 from pyro_elbo_lab.guard import CaptureError
+from pyro_elbo_lab.leaves import hooked
 from pyro_elbo_lab.optimizers import Update, update_of
 from pyro_elbo_lab.state import random_states_kept
 from pyro_elbo_lab.training import Trainer
@@ -98,11 +99,18 @@ def steps_of(task: Task, compile: Compile) -> Steps:
     if compile == "auto" and not _pays_back(task.num_steps, evaluation.graph.num_nodes):
         note = f"eager: {task.num_steps} steps are too few to pay back compiling them"
         return _by_svi(task, task.objective, note)
-    update = update_of(task.optimizer, evaluation.trained) if evaluation.trained else "no parameter"
+    update = _update(task.optimizer, evaluation)
     if isinstance(update, str):
         note = f"compiled loss, with the optimiser outside of it: {update}"
         return _by_svi(task, CompiledELBO(task.objective), note)
     return _by_graph(task, evaluation, update, started)
+
+
+def _update(optimizer: PyroOptim, evaluation: Evaluation) -> Update | str:
+    for name, leaf in zip(evaluation.names, evaluation.leaves, strict=True):
+        if hooked(leaf):
+            return f"parameter '{name}' has a hook on its gradient"
+    return update_of(optimizer, evaluation.trained) if evaluation.trained else "no parameter"
 
 
 def _warned(note: str) -> str:
@@ -156,13 +164,15 @@ def _by_graph(task: Task, evaluation: Evaluation, update: Update, started: float
     if main.reason:
         _warned(f"its steps run as a graph that is not compiled: {main.reason}")
     numbers = evaluation.numbers
-    trainers = {_signature(task, task.first, numbers.snapshot()): main}
+    trainers = {(_signature(task, task.first, numbers.snapshot()), 0): main}
     block = 64
     taken_before = update.taken
 
     def one_by_one(first: int, most: int) -> list[float]:
         batch = next(task.batches)
-        key = _signature(task, batch, numbers.snapshot())
+        key = _signature(task, batch, numbers.snapshot()), 0
+        while key in trainers and not trainers[key].is_for(tree_leaves((batch, dict(task.kwargs)))):
+            key = key[0], key[1] + 1
         if key not in trainers:
             main.write_parameters()
             again = evaluate(task.objective, task.model, task.guide, batch, task.kwargs)

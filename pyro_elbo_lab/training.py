@@ -61,11 +61,12 @@ class Trainer:
         self._data = [x.clone(memory_format=torch.preserve_format) for x in evaluation.data]
         self._noise = evaluation.graph.noise.allocate()
         self._numbers = self._flat.new_zeros(update.num_scalars + 1)
-        inputs = [*self._written, self._numbers, *evaluation.untrained, *self._data]
+        inputs = [self._flat, *self._state, self._mean, self._numbers]
+        inputs += [*evaluation.untrained, *self._data]
         inputs += [*evaluation.graph.constants, *self._noise]
         module = _step(evaluation, update, average_from is not None, len(inputs))
         refill = partial(evaluation.graph.noise.fill, self._noise)
-        self._runner, self.reason = checked_runner(module, inputs, refill, len(self._written))
+        self._runner, self.reason = checked_runner(module, inputs, refill, self._written)
 
     def run(self, first: int, losses: Tensor) -> int:
         """Take steps, whose random numbers are drawn in one block.
@@ -117,6 +118,10 @@ class Trainer:
                 x.copy_(before)
         return loss
 
+    def is_for(self, arguments: Sequence[Any]) -> bool:
+        """Whether the graph is right for the values of these arguments, see `Evaluation.is_for`."""
+        return self._evaluation.is_for(arguments)
+
     @property
     def at_once(self) -> int:
         """How many steps one call of `run` may take."""
@@ -149,7 +154,7 @@ class Trainer:
 
     @property
     def _written(self) -> list[Tensor]:
-        return [self._flat, *self._state, self._mean]
+        return [self._flat, *self._state, self._mean, *self._evaluation.graph.state]
 
     def _schedules(self, first: int, steps: int) -> list[Feed]:
         """What changes from step to step and is known beforehand."""

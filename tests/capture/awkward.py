@@ -14,10 +14,23 @@ from tests.capture import (
     losses,
     modules,
     plates,
+    states,
     surroundings,
+    values,
 )
 from tests.capture.registry import PROGRAMS, Program, Run
 
 __all__ = ["PROGRAMS", "Program", "Run"]
 
-KINDS = [latents, autoguides, plates, modules, arguments, hidden, surroundings, losses]
+KINDS = [
+    latents,
+    autoguides,
+    plates,
+    modules,
+    arguments,
+    hidden,
+    surroundings,
+    losses,
+    values,
+    states,
+]

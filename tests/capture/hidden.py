@@ -245,7 +245,7 @@ def generator_of_its_own():
     return Run(model, normal_z)
 
 
-@program("eager", reason="changes from call to call", repeats=False)
+@program("eager", reason="changes 'calls', which outlives the run", repeats=False)
 def counter_in_the_closure():
     calls = 0
 
@@ -257,7 +257,7 @@ def counter_in_the_closure():
     return Run(model, normal_z)
 
 
-@program("eager", reason="changes a Python number, 'calls'", repeats=False)
+@program("eager", reason="changes 'calls', which outlives the run", repeats=False)
 def slow_counter_in_the_closure():
     """Changes at every tenth run."""
     calls = 0
@@ -282,9 +282,8 @@ def last_value_remembered():
     return Run(model, normal_z)
 
 
-@program("captured")
+@program("eager", reason="changes 'log', which outlives the run")
 def log_of_values_kept():
-    """What a model does beside its numbers happens when it is captured, not at every call."""
     log = []
 
     def model():
@@ -306,12 +305,12 @@ def tensors_filled_in_place():
     return Run(model, normal_z)
 
 
-@program("eager")
+@program("captured")
 def closure_tensor_written():
     total = torch.zeros(())
 
     def model():
-        total.add_(1)  # here
+        total.add_(1)
         gaussian(total / 10)
 
     return Run(model, normal_z, state=lambda: {"total": total})

@@ -61,7 +61,7 @@ def dropout_switched_on_and_off():
     return Run(through(net), guide_of_plate, each=each)
 
 
-@program("eager", reason="BatchNorm")
+@program("captured")
 def batch_norm_in_training():
     """Its running mean and count change at every call, and must do so once a call."""
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
@@ -74,7 +74,7 @@ def batch_norm_in_evaluation():
     return Run(through(net), guide_of_plate, state=lambda: dict(net.named_buffers()))
 
 
-@program("eager", reason="outlives")
+@program("captured")
 def buffer_updated_in_place():
     class Counting(nn.Module):
         calls: torch.Tensor
@@ -85,7 +85,7 @@ def buffer_updated_in_place():
             self.linear = nn.Linear(3, 1)
 
         def forward(self, z):
-            self.calls += 1  # here
+            self.calls += 1
             return self.linear(z) / self.calls
 
     net = Counting()

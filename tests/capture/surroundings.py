@@ -61,7 +61,7 @@ def no_grad_from_outside():
     return Run(model, normal_z, around=from_the_fifth(torch.no_grad))
 
 
-@program("eager", reason="hook")
+@program("captured")
 def hook_on_a_gradient():
     def each(call):
         if call == 4:
@@ -71,7 +71,7 @@ def hook_on_a_gradient():
     return Run(model, normal_z, each=each)
 
 
-@program("eager", reason="hook")
+@program("captured")
 def hook_that_reads_a_norm():
     norms: list[float] = []
     hooked: list[Any] = []
@@ -123,7 +123,7 @@ def parameter_frozen_later():
     return Run(model, normal_z, each=each)
 
 
-@program("captured")
+@program("either")
 def frozen_parameter_replaced():
     def each(call):
         pyro.get_param_store()["fixed"] = torch.tensor(1.0 + late(call))
@@ -133,7 +133,7 @@ def frozen_parameter_replaced():
     return Run(lambda: gaussian(pyro.param("fixed")), normal_z, each=each)
 
 
-@program("eager", reason="local to its module", settled=False)
+@program("captured", settled=False)
 def parameters_local_to_modules():
     def own():
         gaussian(0.0)
