@@ -78,6 +78,11 @@ class Watch:
         self.snapshot()
         return [place.name for place, one, other in pairs if _another_number(one, other)]
 
+    def difference(self, one: Snapshot, other: Snapshot) -> list[str]:
+        """The names of what differs between two snapshots."""
+        pairs = zip(self._places, one, other, strict=False)
+        return list(dict.fromkeys(place.name for place, a, b in pairs if a != b))
+
     def unchanged(self) -> bool:
         """Whether everything is as at the last snapshot."""
         for (holder, key, _), value in self._plain:

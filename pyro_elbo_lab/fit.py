@@ -271,20 +271,29 @@ def fit(
 
 def _train(task: Task, steps: Steps, callbacks: Sequence[Callback], progress: bool) -> list[float]:
     losses: list[float] = []
+
+    def call() -> bool:
+        return any([bool(losses) and callback(len(losses), losses[-1]) for callback in callbacks])
+
     with tqdm(total=task.num_steps, desc="SVI", disable=not progress) as bar, _stoppable() as stop:
         if progress and steps.seconds:
             bar.write(f"{steps.note}; {steps.seconds:.1f} s to compile.")
             bar.unpause()
         try:
             while len(losses) < task.num_steps and not stop():
-                losses += (new := steps.take(len(losses), task.num_steps - len(losses)))
-                bar.update(len(new))
-                if math.isnan(losses[-1]):
+                before = len(losses)
+                steps.take(losses)
+                bar.update(len(losses) - before)
+                if losses and math.isnan(losses[-1]):
                     break
-                if len(new) > 1 or len(losses) % 100 == 0:
+                if len(losses) > before + 1 or len(losses) % 100 == 0:
                     bar.set_postfix(loss=f"{np.mean(losses[-100:]):.4g}", refresh=False)
-                if any([callback(len(losses), losses[-1]) for callback in callbacks]):
-                    break
+                ends = call()  # after steps were undone, to set again what it sets by the step
+                if ends and len(losses) > before:
+                    if steps.confirm(losses):
+                        break
+                    call()
+            steps.confirm(losses)
         except KeyboardInterrupt:
             pass
         finally:
