@@ -378,7 +378,9 @@ def _flat(args: tuple, kwargs: dict) -> list[Any]:
     return tree_flatten((args, kwargs))[0]
 
 
-def signature(args: tuple, kwargs: dict, model: Program, guide: Program, around: Snapshot) -> Any:
+def signature(
+    args: tuple, kwargs: dict, model: Program, guide: Program, around: Snapshot = ()
+) -> Any:
     """What a graph is valid for: two calls with equal signatures can share one."""
     flat: Any = args
     spec: Any = len(args)

@@ -56,13 +56,16 @@ class Watch:
     def snapshot(self) -> Snapshot:
         """What is there now. Two snapshots are equal unless one of the numbers, strings, small
         containers of them or tensors (as objects) was replaced in between."""
+        return tuple(_fingerprint(_look_up(place)) for place in self._places)
+
+    def look(self) -> None:
+        """From now on compare with what is there now."""
         values = [_look_up(place) for place in self._places]
         prints = [_fingerprint(value) for value in values]
         everything = list(zip(self._places, values, prints, strict=True))
         compound = tuple | list | dict | np.ndarray
         self._plain = [(place, v) for place, v, _ in everything if not isinstance(v, compound)]
         self._compound = [(place, p) for place, v, p in everything if isinstance(v, compound)]
-        return tuple(prints)
 
     def changed_by(self, run: Callable[[], Any]) -> list[str]:
         """Run the programs, and stop watching the objects that this replaces, such as caches.
@@ -75,16 +78,17 @@ class Watch:
         now = self.snapshot()
         pairs = list(zip(self._places, before, now, strict=True))
         self._places = [place for place, one, other in pairs if one == other]
-        self.snapshot()
+        self.look()
         return [place.name for place, one, other in pairs if _another_number(one, other)]
 
-    def difference(self, one: Snapshot, other: Snapshot) -> list[str]:
-        """The names of what differs between two snapshots."""
-        pairs = zip(self._places, one, other, strict=False)
-        return list(dict.fromkeys(place.name for place, a, b in pairs if a != b))
+    def changed(self) -> list[str]:
+        """Names of the places where something else is than at the last look."""
+        plain = [place.name for place, value in self._plain if _look_up(place) is not value]
+        compound = [p.name for p, known in self._compound if _fingerprint(_look_up(p)) != known]
+        return [*plain, *compound]
 
     def unchanged(self) -> bool:
-        """Whether everything is as at the last snapshot."""
+        """Whether everything is as at the last look."""
         for (holder, key, _), value in self._plain:
             if (holder.get(key) if key is not None else holder.cell_contents) is not value:
                 return False
@@ -102,6 +106,7 @@ def watch(*programs: Any) -> Watch:
         >>> model = functools.partial(print, settings)
         >>> numbers = watch(model)
         >>> before = numbers.snapshot()
+        >>> numbers.look()
         >>> settings.beta = 0.5
         >>> numbers.unchanged(), numbers.snapshot() == before
         (False, False)

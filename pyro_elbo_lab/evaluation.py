@@ -66,6 +66,46 @@ class Evaluation:
         pairs = zip(self.leaves, self.has_gradient, strict=True)
         return [leaf.detach() for leaf, has in pairs if not has]
 
+    def data_for(self, objective: ELBO, args: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """What the graph takes for these arguments, and for the number of the objective's next
+        call if the weight of its KL terms is scheduled."""
+        data = [x for x in tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor)]
+        if len(self.data) > len(data):
+            data.append(torch.full_like(self.data[-1], kl_weight(objective)))
+        return data
+
+    def difference(
+        self,
+        objective: ELBO,
+        model: Program,
+        guide: Program,
+        args: tuple,
+        kwargs: Mapping[str, Any],
+    ) -> str:
+        """Compare the graph with an eager run that draws what the next call will draw.
+
+        The random states are as before afterwards.
+
+        Returns:
+            The two losses if value or gradients differ by more than rounding, else nothing.
+        """
+        with random_states_kept():
+            found = self.run(self.data_for(objective, args, kwargs))
+
+        def eager() -> list[Tensor]:
+            with random_states_kept():
+                return self.eager(objective, model, guide, args, dict(kwargs))
+
+        for _ in range(2):  # an objective that plans anew draws more than it uses
+            expected = eager()
+            if len(found) == len(expected) and all(map(agree, found, expected)):
+                return ""
+        with _elsewhere(self.leaves):  # at an optimum gradients are differences of large sums
+            away = eager()
+        if len(found) == len(away) and all(map(_agree_at_scale, found, expected, away)):
+            return ""
+        return f"losses {_number(found)} and {_number(expected)}"
+
     def run(self, data: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Run the graph without compiling it; draws what the program would draw."""
         noise = self.graph.noise.allocate()
@@ -316,6 +356,12 @@ def agree(one: Tensor, other: Tensor, digits: float = 1e3) -> bool:
     scale = float(finite.abs().max()) if finite.numel() else 0.0
     tolerance = digits * torch.finfo(one.dtype).eps
     return torch.allclose(one, other, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+
+
+def _agree_at_scale(found: Tensor, expected: Tensor, away: Tensor) -> bool:
+    """Whether two tensors are equal to rounding, at the scale of a third."""
+    error, scale = (found - expected).abs().max(), away.abs().max()
+    return bool(error <= 1e3 * torch.finfo(found.dtype).eps * scale)
 
 
 @contextmanager

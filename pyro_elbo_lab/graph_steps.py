@@ -7,7 +7,7 @@ eagerly, and so is the rest of the fit.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from pyro_elbo_lab.budget import Budget
 from pyro_elbo_lab.checkpoint import Checkpoint
 from pyro_elbo_lab.engines import Engine, Inside, Outside, Runner
-from pyro_elbo_lab.evaluation import Evaluation, agree, kl_weight
+from pyro_elbo_lab.evaluation import Evaluation
 from pyro_elbo_lab.graphs import Graphs
 from pyro_elbo_lab.optimizers import Update
 from pyro_elbo_lab.state import random_states_kept
@@ -185,11 +185,11 @@ class GraphSteps:
         self._batches.rewind()
         seen = ", and callbacks called again, which have seen other losses" * self._task.one_by_one
         warn(
-            f"After step {last} the fit's graph does not repeat an eager run: {difference}. It did "
-            f"before step {first}. Something that model or guide read has changed in between, and "
-            f"the fit did not see it. Steps {first} to {last} are undone and taken again "
-            f"eagerly{seen}; so is the rest of the fit. Pass what changes as a tensor argument, or "
-            "fit with compile=False."
+            f"After step {last} the graph of the fit does not repeat an eager run ({difference}). "
+            f"It did before step {first}: something that model or guide read has changed in "
+            f"between, and the fit did not see it. Steps {first} to {last} are undone and taken "
+            f"again eagerly{seen}; so is the rest of the fit. Pass what changes as a tensor "
+            "argument, or fit with compile=False."
         )
         note = f"eager from step {first}: its graph did not repeat an eager run after step {last}"
         self._eager = SviSteps(self._task, note, self._batches, self._mark.means)
@@ -212,43 +212,27 @@ class GraphSteps:
 
     def _difference(self, runner: Runner, batch: tuple, losses: list[float]) -> str:
         """What a comparison finds; nothing if graph and program agree."""
-        task = self._task
         with self.budget.spending(len(losses)):
             if not self._single:
                 self._engine.write()
-            data = _tensors(batch, task.kwargs) if self._single else list(runner.data)
-            if callable(getattr(task.objective, "kl_weight", None)):
-                weight = torch.full_like(runner.data[-1], kl_weight(task.objective))
-                data = [*data[: len(runner.data) - 1], weight]
-            with random_states_kept():
-                found = runner.evaluation.run(data)
-            return _repeats(
-                found,
-                lambda: runner.evaluation.eager(
-                    task.objective, task.model, task.guide, batch, dict(task.kwargs)
-                ),
-            )
+                if not all(map(_same, runner.data, _tensors(batch, self._task.kwargs))):
+                    return "an argument was written to"
+            return _difference(runner.evaluation, self._task, batch)
 
 
-def _repeats(found: Sequence[Tensor], run: Callable[[], list[Tensor]]) -> str:
-    """How eager runs differ from what a graph has found."""
-    for _ in range(2):  # an objective that plans anew draws more than it uses
-        try:
-            with random_states_kept():
-                eager = run()
-        except Exception as error:  # of any type: the program's own
-            if bool(torch.isnan(found[0])):
-                return ""
-            text = next(iter(str(error).splitlines()), "")
-            difference = f"this raises {type(error).__name__}: {text}"
-            continue
-        if len(eager) == len(found) and all(map(agree, found, eager)):
-            return ""
-        difference = f"losses are {float(found[0]):.7g} and {float(eager[0]):.7g}"
-        if float(found[0]) == float(eager[0]):
-            difference = f"gradients differ, at a loss of {float(found[0]):.7g}"
-    return difference
+def _difference(evaluation: Evaluation, task: Task, batch: tuple) -> str:
+    try:
+        return evaluation.difference(task.objective, task.model, task.guide, batch, task.kwargs)
+    except Exception as error:  # of any type: the program's own
+        with random_states_kept():
+            found = evaluation.run(evaluation.data_for(task.objective, batch, task.kwargs))
+        line = next(iter(str(error).splitlines()), "")
+        return "" if torch.isnan(found[0]) else f"it raises {type(error).__name__}: {line}"
 
 
 def _tensors(args: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
     return [x for x in tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor)]
+
+
+def _same(kept: Tensor, now: Tensor) -> bool:
+    return bool(((kept == now) | ((kept != kept) & (now != now))).all())
