@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from pyro.infer import SVI
+from pyro.infer.util import zero_grads
 from torch import Tensor
 
 from pyro_elbo_lab.evaluation import Evaluation
@@ -158,8 +159,7 @@ class Outside:
             self._task.optimizer(runner.evaluation.leaves)
             move_schedules(self._task.optimizer, loss)
             self._count(number)
-        for leaf in runner.evaluation.leaves:
-            leaf.grad = None
+        zero_grads(runner.evaluation.trained)
         return loss
 
     def by_svi(self, number: int, batch: tuple) -> float:

@@ -185,7 +185,16 @@ def fit(
     but as another stream; with `batches` or `callbacks`, which take one step at a time, it is the
     same stream. What cannot be compiled runs eagerly (`pyro.infer.SVI`), and a warning says why.
     Adam, AdamW, SGD and ClippedAdam of `pyro.optim` are compiled, also under a learning rate
-    schedule of `pyro.optim`; with others the loss alone is.
+    schedule of `pyro.optim`; with others, with gradients that the optimizer clips, and with options
+    that differ from parameter to parameter the loss alone is.
+
+    As the fit goes on, its graph is compared with an eager run now and then, and at the end. If
+    they differ, something that the programs read has changed unseen: the steps since the last
+    comparison that was good are undone and taken again eagerly, on the same batches, and so is the
+    rest of the fit; a warning names the steps. Callbacks are called again for these steps, and once
+    for the step before them, to set again what they set by the number of the step. Arguments of
+    another shape and numbers that change get a graph of their own, at most three, once many steps
+    have met them; other such steps run eagerly.
 
     A guide that is a `PyroModule`, as every autoguide is, starts from its own values: parameters
     that another guide of the same name left in the param store are dropped from the store, which

@@ -91,8 +91,9 @@ class GraphSteps:
 
     def confirm(self, losses: list[float]) -> bool:
         """Whether the steps so far stand. If not, they are undone as by `take`."""
-        if self._eager is None and self._good < len(losses):
-            self._check(losses)
+        if self._eager is not None or self._good == len(losses):
+            return True
+        self._check(losses)
         return self._eager is None
 
     def settle(self) -> None:
@@ -192,8 +193,7 @@ class GraphSteps:
             "argument, or fit with compile=False."
         )
         note = f"eager from step {first}: its graph did not repeat an eager run after step {last}"
-        self._eager = SviSteps(self._task, note, self._batches, self._mark.means)
-        self._finish()
+        self._go_on(note, self._mark.means)
 
     def _leave(self, losses: list[float], reason: str) -> None:
         """Take this step and all others eagerly."""
@@ -202,13 +202,15 @@ class GraphSteps:
             "as a tensor argument, or fit with compile=False."
         )
         self._batches.put_back()
-        note = f"eager from step {len(losses) + 1}: {reason}"
-        self._eager = SviSteps(self._task, note, self._batches, self._engine.averages())
-        self._finish()
-        self._eager.take(losses)
+        self._go_on(f"eager from step {len(losses) + 1}: {reason}", self._engine.averages())
+        self.take(losses)
 
-    def _finish(self) -> None:
-        self.note = f"{self.note}; {self._eager.note}" if self._eager else self.note
+    def _go_on(self, note: str, means: Mapping[str, Tensor]) -> None:
+        """Take all further steps eagerly."""
+        for leaf in self._engine.main.evaluation.trained:
+            leaf.grad = torch.zeros_like(leaf)  # as SVI leaves it
+        self._eager = SviSteps(self._task, note, self._batches, means)
+        self.note = f"{self.note}; {note}"
 
     def _difference(self, runner: Runner, batch: tuple, losses: list[float]) -> str:
         """What a comparison finds; nothing if graph and program agree."""

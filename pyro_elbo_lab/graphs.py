@@ -44,9 +44,13 @@ class Graphs:
         """Why none of them can be used any more; empty if they can."""
         main = self._engine.main.evaluation
         now = current_leaves(main.names)
-        pairs = zip(main.names, now, main.leaves, strict=True)
-        other = [name for name, leaf, known in pairs if leaf is not known]
-        return f"parameter '{other[0]}' was replaced in the param store" if other else ""
+        for name, leaf, known in zip(main.names, now, main.leaves, strict=True):
+            if leaf is not known:
+                return f"parameter '{name}' was replaced in the param store"
+        for name, leaf, has in zip(main.names, main.leaves, main.has_gradient, strict=True):
+            if has and not leaf.requires_grad:
+                return f"parameter '{name}' is trained no longer"
+        return ""
 
     def find(self, batch: tuple) -> Runner | None:
         """The graph for these arguments at the present numbers; None for an eager step."""

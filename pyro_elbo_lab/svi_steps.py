@@ -108,13 +108,13 @@ class Batches:
         after = torch.get_rng_state()  # a DataLoader draws its order when an epoch begins
         copied = tree_map_only(Tensor, lambda x: x.detach().clone(), batch)
         self._kept.append((copied, None if torch.equal(before, after) else after))
-        self.num_bytes += sum(x.numel() * x.itemsize for x in tree_leaves(batch) if _is_tensor(x))
+        self.num_bytes += _size(batch)
         return batch
 
     def mark(self) -> None:
         """Keep the last ones and those to come, and no earlier ones."""
         del self._kept[:-1]
-        self.num_bytes = 0
+        self.num_bytes = sum(_size(batch) for batch, _ in self._kept)
 
     def put_back(self) -> None:
         """The last ones come again; keep nothing more."""
@@ -210,8 +210,8 @@ def _leaves(task: Task) -> dict[str, Tensor]:
     return dict(zip(names, leaves, strict=True))
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
+def _size(batch: tuple) -> int:
+    return sum(x.numel() * x.itemsize for x in tree_leaves(batch) if isinstance(x, Tensor))
 
 
 def warn(text: str) -> None:
