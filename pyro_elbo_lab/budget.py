@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 __all__ = ["SHARE", "Budget"]
 
-SHARE = 0.025
+SHARE = 0.02
 """Of the time of a fit so far, for all comparisons but the last."""
 
 _APART = 40
@@ -37,7 +37,7 @@ class Budget:
         now = time.perf_counter()
         early = step.bit_length() > self._step.bit_length()
         long_ago = now - self._ended > _APART * self._cost
-        affordable = self.spent + self._cost <= SHARE * (now - self._started)
+        affordable = self.spent + 2 * self._cost <= SHARE * (now - self._started)
         return affordable and (early or long_ago)
 
     @contextmanager
