@@ -354,15 +354,15 @@ class Objective(ELBO):
         differ = any(other is not plan for other in own)
         if differ or len(plans) > number:
             self._branch(plans, program, certain=differ)
+        if differ and any(plan.has_cells for plan in own):
+            raise self._no_cells(own)
+        if not all(other is first or self._is_prepared(other, first) for other in own):
+            raise _PlanAnewError
         if not differ:
-            if plan is not first and not self._is_prepared(plan, first):
-                raise _PlanAnewError
             particles = sort_runs(
                 done.runs, plan.structure, plan.layout, done.stack, plan.expectations
             )
             return _Evaluation((particles,), (plan,))
-        if any(plan.has_cells for plan in own):
-            raise self._no_cells(own)
         alone = replace(done.stack, num_inner=1, num_outer=1)
         return _Evaluation(
             tuple(
@@ -392,7 +392,8 @@ class Objective(ELBO):
         differentiable = getattr(site["fn"], "has_rsample", False)
         if not differentiable or self.gradient == "score" or site["name"] in plans.branching:
             return "detached"
-        return "refreshed" if self.gradient != "pathwise" and is_evaluable(site) else ""
+        once = self._is_linear() or self.gradient == "pathwise"
+        return "" if once or not is_evaluable(site) else "refreshed"
 
     def _plan_of(self, run: Run, plans: Plans, program: _Pair) -> Plan:
         found = signature(run.sites)
@@ -554,7 +555,7 @@ class Objective(ELBO):
                 f"local_plates={self.local_plates!r}: {found}. Leave the plate out of "
                 "local_plates, or pass local_plates=() for joint weights."
             )
-        warnings.warn(f"{self.name} uses joint weights: {found}.", stacklevel=5)
+        warnings.warn(f"{self.name} uses joint weights: {found}.", stacklevel=6)
         return joint(structure, found)
 
     def _is_linear(self) -> bool:

@@ -105,4 +105,4 @@ class Plans:
     def revise(self, change: Callable[[Plan], Plan]) -> None:
         """Put others in the place of all plans."""
         self._kept = OrderedDict((known, change(plan)) for known, plan in self._kept.items())
-        self.latest = change(self.latest)
+        self.latest = self._kept.get(self.latest.structure.signature) or change(self.latest)

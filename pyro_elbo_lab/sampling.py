@@ -242,7 +242,8 @@ def run_particles(
             _check_nesting(sites, nesting)
         densities = {key: log_density(site, site["value"]) for key, site in sites.items()}
         subsamples = to_recall(model_trace, guide_trace, ())
-        values = to_recall(model_trace, guide_trace, shared)
+        drawn = guide_trace.nodes
+        values = subsamples | {name: drawn[name]["value"] for name in shared if name in drawn}
         return Run(sites, densities, {}, model_trace, subsamples), values
 
     runs = []

@@ -1,6 +1,7 @@
 """What Pyro takes we take, without a word where it says none, and with one where it has one."""
 
 import warnings
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -150,7 +151,11 @@ def test_a_program_that_insists_on_the_shapes_of_all_particles():
         x = pyro.sample("x", dist.Normal(half(), 1.0))
         assert x.shape == (10, 1)
 
-    keywords = {"num_particles": 10, "vectorize_particles": True, "max_plate_nesting": 1}
+    keywords: dict[str, Any] = {
+        "num_particles": 10,
+        "vectorize_particles": True,
+        "max_plate_nesting": 1,
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         losses = []
