@@ -312,7 +312,9 @@ def test_a_branch_that_has_sums_of_its_own():
 def test_deeper_plates_of_a_later_run(vectorize):
     def model(nesting):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        with plates(nesting):
+        with ExitStack() as stack:
+            for i in range(nesting):
+                stack.enter_context(pyro.plate(f"p{i}", 2, dim=-1 - i))
             pyro.sample("x", dist.Normal(z, 1.0), obs=Y.expand([2] * nesting))
 
     def guide(nesting):
@@ -327,13 +329,6 @@ def test_deeper_plates_of_a_later_run(vectorize):
         pyro.set_rng_seed(nesting)
         expected = StandardELBO(3, vectorize_particles=vectorize).loss(model, guide, nesting)
         assert found == pytest.approx(expected)
-
-
-def plates(nesting):
-    stack = ExitStack()
-    for i in range(nesting):
-        stack.enter_context(pyro.plate(f"p{i}", 2, dim=-1 - i))
-    return stack
 
 
 LOG_EVIDENCE = math.log(
