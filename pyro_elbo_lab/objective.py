@@ -7,8 +7,8 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -18,12 +18,20 @@ from torch import Tensor
 
 from pyro_elbo_lab import quasirandom
 from pyro_elbo_lab.bounds import Bound, mean
+from pyro_elbo_lab.branches import Branch
 from pyro_elbo_lab.explanation import Explanation, Row
 from pyro_elbo_lab.gradients import UNBIASED, Choice, Gradient, Method
 from pyro_elbo_lab.layout import Layout, joint, lay_out, linear
 from pyro_elbo_lab.particles import Expectation, Particles, find_nan
 from pyro_elbo_lab.quasirandom import SAMPLERS, Sampler
-from pyro_elbo_lab.sampling import StructureChangedError, draw, is_vectorizable, touching_cells
+from pyro_elbo_lab.sampling import (
+    Recall,
+    StructureChangedError,
+    Values,
+    draw,
+    is_vectorizable,
+    touching_cells,
+)
 from pyro_elbo_lab.structure import FactorKey, Program, Site, Structure, analyse, aside
 from pyro_elbo_lab.target import Target, value
 
@@ -55,13 +63,17 @@ FindRoutes = Callable[[Structure, Mapping[FactorKey, Site]], Mapping[str, Route]
 
 @dataclass(frozen=True)
 class _Plan:
-    """Everything that is decided once for a (model, guide) pair."""
+    """Everything that is decided once for a (model, guide) pair.
+
+    `branches` has the plans of branches of the guide whose sites are not those of the first.
+    """
 
     structure: Structure
     layout: Layout
     choices: Mapping[str, Choice]
     routes: Mapping[str, Route]
     sobol: quasirandom.Placement | None
+    branches: dict[tuple[tuple[str, int], ...], "_Plan"] = field(default_factory=dict)
 
     @property
     def expectations(self) -> dict[FactorKey, Expectation]:
@@ -69,6 +81,18 @@ class _Plan:
 
     def latents_with(self, *estimators: str) -> frozenset[str]:
         return frozenset(n for n, choice in self.choices.items() if choice.estimator in estimators)
+
+    def of(self, branch: Branch) -> "_Plan":
+        return self.branches.get(tuple(branch.path.items()), self)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One of the terms of an evaluation: there are several where a guide has branches."""
+
+    particles: Particles
+    plan: _Plan
+    share: float = 1.0
 
 
 class Objective(ELBO):
@@ -213,17 +237,16 @@ class Objective(ELBO):
             ValueError: a NaN, with the site that has it; a guide that does not fit the model.
         """
         with torch.no_grad():
-            particles, _ = self._evaluate(model, guide, args, kwargs)
-            return self._loss(particles)
+            return self._loss(self._evaluate(model, guide, args, kwargs))
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss; its gradients are added to the parameters' `.grad`.
 
         Takes, returns and raises what `loss` does.
         """
-        particles, plan = self._evaluate(model, guide, args, kwargs)
-        loss = self._loss(particles)
-        surrogate = self._surrogate(particles, plan, model, guide, args, kwargs)
+        parts = self._evaluate(model, guide, args, kwargs)
+        loss = self._loss(parts)
+        surrogate = self._surrogate(parts, model, guide, args, kwargs)
         if surrogate.requires_grad:
             (-surrogate).backward(retain_graph=self.retain_graph)
         return loss
@@ -235,9 +258,9 @@ class Objective(ELBO):
 
         Takes and raises what `loss` does.
         """
-        particles, plan = self._evaluate(model, guide, args, kwargs)
-        surrogate = self._surrogate(particles, plan, model, guide, args, kwargs)
-        loss = -self.target.sign * value(particles, self.target).detach()
+        parts = self._evaluate(model, guide, args, kwargs)
+        surrogate = self._surrogate(parts, model, guide, args, kwargs)
+        loss = -self.target.sign * self._value(parts).detach()
         return loss - (surrogate - surrogate.detach())
 
     def explain(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Explanation:
@@ -249,7 +272,8 @@ class Objective(ELBO):
             A table to print.
         """
         plan = self._make_plan(model, guide, args, kwargs)
-        rows = [self._explain_latent(plan, name) for name in plan.structure.latents]
+        rows = [_explain_average(plan, name) for name in plan.structure.averaged]
+        rows += [self._explain_latent(plan, name) for name in plan.structure.latents]
         rows += [_explain_delta(plan, key) for key in plan.structure.reads if _is_delta(plan, key)]
         notes = (f"plates: {plan.layout.reason}", *plan.structure.notes)
         notes += plan.sobol.notes if plan.sobol else ()
@@ -262,40 +286,74 @@ class Objective(ELBO):
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("particles are drawn by pyro_elbo_lab.sampling.draw")
 
+    def _value(self, parts: list[_Part]) -> Tensor:
+        values = [part.share * value(part.particles, self.target) for part in parts]
+        return values[0] if len(values) == 1 else torch.stack(values).sum()
+
     def _surrogate(
+        self, parts: list[_Part], model: Program, guide: Program, args: tuple, kwargs: dict
+    ) -> Tensor:
+        self.num_gradients += 1
+        surrogate = reduce(
+            torch.add,
+            [
+                part.share * self.method.surrogate(part.particles, self.target, part.plan.choices)
+                for part in parts
+            ],
+        )
+        if self.own_term:
+            surrogate = surrogate + self.own_term(model, guide, args, kwargs)
+        return surrogate
+
+    def _evaluate(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> list[_Part]:
+        """The terms of one evaluation: one, unless the guide has sites that are enumerated
+        sequentially, where there is one for every branch of every run."""
+        program = model, guide, args, kwargs
+        plan = self._recall(model, guide) or self._make_plan(*program)
+        if not plan.structure.has_branches:
+            return [self._evaluate_branch(plan, program, Branch(), self.num_outer)]
+        num_runs = 1 if self.vectorize_particles else self.num_outer
+        parts: list[_Part] = []
+        subsamples: Values = {}
+        for _ in range(num_runs):
+            branch: Branch | None = Branch()
+            while branch is not None:
+                with Recall(subsamples):
+                    one = self._evaluate_branch(plan, program, branch, self.num_outer // num_runs)
+                parts.append(replace(one, share=1 / num_runs))
+                subsamples = subsamples or one.particles.subsamples
+                branch = branch.next()
+        return parts
+
+    def _evaluate_branch(
         self,
-        particles: Particles,
+        root: _Plan,
+        program: tuple[Program, Program, tuple, dict],
+        branch: Branch,
+        num_outer: int,
+    ) -> _Part:
+        plan = known = (self._recall(*program[:2]) or root).of(branch)
+        try:
+            particles = self._draw(plan, *program, branch, num_outer)
+        except StructureChangedError:
+            plan = self._make_plan(*program, branch)
+            if plan.structure.signature == known.structure.signature:
+                raise ValueError(_RANDOM_STRUCTURE) from None
+            try:
+                particles = self._draw(plan, *program, branch, num_outer)
+            except StructureChangedError:
+                raise ValueError(_RANDOM_STRUCTURE) from None
+        return _Part(particles, plan)
+
+    def _draw(
+        self,
         plan: _Plan,
         model: Program,
         guide: Program,
         args: tuple,
         kwargs: dict,
-    ) -> Tensor:
-        self.num_gradients += 1
-        surrogate = self.method.surrogate(particles, self.target, plan.choices)
-        if self.own_term:
-            surrogate = surrogate + self.own_term(model, guide, args, kwargs)
-        return surrogate
-
-    def _evaluate(
-        self, model: Program, guide: Program, args: tuple, kwargs: dict
-    ) -> tuple[Particles, _Plan]:
-        known = self._recall(model, guide)
-        plan = known or self._make_plan(model, guide, args, kwargs)
-        try:
-            particles = self._draw(plan, model, guide, args, kwargs)
-        except StructureChangedError:
-            plan = self._make_plan(model, guide, args, kwargs)
-            if known and plan.structure.signature == known.structure.signature:
-                raise ValueError(_RANDOM_STRUCTURE) from None
-            try:
-                particles = self._draw(plan, model, guide, args, kwargs)
-            except StructureChangedError:
-                raise ValueError(_RANDOM_STRUCTURE) from None
-        return particles, plan
-
-    def _draw(
-        self, plan: _Plan, model: Program, guide: Program, args: tuple, kwargs: dict
+        branch: Branch,
+        num_outer: int,
     ) -> Particles:
         particles = partial(
             draw,
@@ -306,14 +364,16 @@ class Objective(ELBO):
             structure=plan.structure,
             layout=plan.layout,
             num_inner=self.num_inner,
-            num_outer=self.num_outer,
+            num_outer=num_outer,
             vectorize=self.vectorize_particles,
             max_plate_nesting=self._least_nesting,
-            detached=plan.latents_with("score", "wake"),
+            detached=plan.latents_with("score", "wake", "dice"),
             refreshed=self._refreshed(plan),
             latent_scale=self._latent_scale(),
             expectations=plan.expectations,
             sobol=plan.sobol,
+            branch=branch if plan.structure.averaged else None,
+            dice=plan.latents_with("dice"),
         )
         return self.source(particles, plan.structure, guide) if self.source else particles()
 
@@ -332,8 +392,18 @@ class Objective(ELBO):
         except TypeError:  # not weakly referable: planned anew every time
             return None
 
-    def _make_plan(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> _Plan:
-        structure, sites = analyse(model, guide, args, kwargs)
+    def _make_plan(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple,
+        kwargs: dict,
+        branch: Branch | None = None,
+    ) -> _Plan:
+        branch = Branch(branch.path if branch else None)
+        structure, sites = analyse(model, guide, args, kwargs, branch)
+        if structure.averaged:
+            self._check_averages(structure, sites)
         self._warn_of_mixed_particles(structure, model, guide, args, kwargs)
         layout = self._lay_out(structure, model, guide, args, kwargs)
         choices = self.method.choose(structure, layout, self.gradient, self.target)
@@ -347,9 +417,44 @@ class Objective(ELBO):
             if route.expectations and choices[name].estimator == "doubly_reparameterized":
                 choices[name] = Choice("pathwise", "log q is averaged exactly")
         plan = _Plan(structure, layout, choices, routes, sobol)
+        root = self._recall(model, guide)
         with suppress(TypeError):  # not weakly referable: planned anew every time
-            self._plans.setdefault(model, WeakKeyDictionary())[guide] = plan
+            if branch.path and root:
+                root.branches[tuple(branch.path.items())] = plan
+            else:
+                self._plans.setdefault(model, WeakKeyDictionary())[guide] = plan
         return plan
+
+    def _check_averages(self, structure: Structure, sites: Mapping[FactorKey, Site]) -> None:
+        """Refuse what cannot be combined with a guide's enumeration."""
+        name = next(iter(structure.averaged))
+        found = f"Site '{name}' of the guide asks for enumeration"
+        drawing = (
+            f"To draw '{name}', remove infer={{'enumerate': ...}} from the guide, or wrap it: "
+            "poutine.infer_config(guide, lambda site: {'enumerate': None})."
+        )
+        if not (self._is_linear() and self.target.outer is mean and self.method is UNBIASED):
+            raise NotImplementedError(
+                f"{found}, but {self.name} is no average over log-weights: a sum over a guide's "
+                "values inside its non-linear function is another bound. Use StandardELBO or "
+                f"AnalyticKLELBO, where the sum is exact. {drawing} Or leave '{name}' out of the "
+                "guide and mark it in the model with infer={'enumerate': 'parallel'}: it is then "
+                "summed out of each weight."
+            )
+        if self.source is not None or self.sampler == "sobol":
+            what = "sampler='sobol'" if self.source is None else self.name
+            raise NotImplementedError(
+                f"{found}, which does not go together with {what}. Use StandardELBO or "
+                f"AnalyticKLELBO with sampler='random'. {drawing}"
+            )
+        for latent in structure.latents.values():
+            infer = sites[FactorKey("guide", latent.name)]["infer"]
+            if infer.get("baseline") and (structure.has_branches or latent.within):
+                raise ValueError(
+                    f"Site '{latent.name}' has infer['baseline'], but is drawn beside '{name}', "
+                    "which the guide enumerates: its score then has no baseline. Remove "
+                    "infer['baseline']."
+                )
 
     def _lay_out(
         self, structure: Structure, model: Program, guide: Program, args: tuple, kwargs: dict
@@ -391,6 +496,8 @@ class Objective(ELBO):
     ) -> None:
         if not self.vectorize_particles or self.num_inner * self.num_outer == 1:
             return
+        if structure.has_branches:  # Python code may not take the draws of all particles at once
+            return
         if not all(latent.evaluable for latent in structure.latents.values()):
             return
         if not is_vectorizable(model, guide, args, kwargs):
@@ -402,10 +509,11 @@ class Objective(ELBO):
                 stacklevel=6,
             )
 
-    def _loss(self, particles: Particles) -> float:
-        loss = -self.target.sign * value(particles, self.target).item()
+    def _loss(self, parts: list[_Part]) -> float:
+        loss = -self.target.sign * self._value(parts).item()
         if math.isnan(loss):
-            found = find_nan(particles) or "infinite log-densities of opposite signs cancel"
+            named = filter(None, (find_nan(part.particles) for part in parts))
+            found = next(named, "infinite log-densities of opposite signs cancel")
             raise ValueError(
                 f"The loss of {self.name} is NaN: {found}. Check the data for NaN, the parameters "
                 "for a learning rate that is too large, and the guide's support."
@@ -434,7 +542,18 @@ class Objective(ELBO):
 
 def _is_delta(plan: _Plan, key: FactorKey) -> bool:
     in_model = key.name in plan.structure.parents
-    return key.side == "guide" and in_model and key.name not in plan.structure.latents
+    known = plan.structure.latents.keys() | plan.structure.averaged.keys()
+    return key.side == "guide" and in_model and key.name not in known
+
+
+def _explain_average(plan: _Plan, name: str) -> Row:
+    site = plan.structure.averaged[name]
+    why = f"infer={{'enumerate': '{site.how}'}} in the guide"
+    if site.num_samples is None:
+        return Row(name, site.distribution, "all values", "-", "exact", "exact sum", why)
+    gradient = "pathwise" if site.reparameterized else "score"
+    draws = f"{site.num_samples} at once"
+    return Row(name, site.distribution, draws, "-", gradient, "Monte Carlo", why)
 
 
 def _explain_delta(plan: _Plan, key: FactorKey) -> Row:

@@ -16,9 +16,17 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_elbo_lab.enumeration import log_density
+from pyro_elbo_lab.enumeration import Marginal, log_density
+from pyro_elbo_lab.expectations import Averages
 from pyro_elbo_lab.layout import Cells, Layout
-from pyro_elbo_lab.structure import PARTICLE_PLATE, FactorKey, Latent, Site, Structure
+from pyro_elbo_lab.structure import (
+    PARTICLE_PLATE,
+    FactorKey,
+    Latent,
+    Site,
+    Structure,
+    is_subsample,
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,7 @@ class Draws:
         plates: the dimension of each of its plates.
         sites: its site in every run of the guide.
         densities: log q of every run, unscaled and without mask.
+        averages: those of every run whose guide is enumerated.
         stack: gives the densities of all runs the shape (K, M, *plates).
     """
 
@@ -94,6 +103,7 @@ class Draws:
     plates: Mapping[str, int]
     sites: tuple[Site, ...]
     densities: tuple[Tensor, ...]
+    averages: tuple[Averages, ...]
     stack: Callable[[list[Tensor]], Tensor]
 
     def log_q(self, *, fixed: bool = False, scaled: bool = False) -> Tensor:
@@ -101,7 +111,8 @@ class Draws:
 
         Args:
             fixed: detach the draw itself; what the guide read upstream stays live.
-            scaled: apply the user's scale and mask.
+            scaled: apply the user's scale and mask, and the probability of what the guide
+                enumerates, detached.
         """
         densities = list(self.densities)
         if fixed:
@@ -109,6 +120,13 @@ class Draws:
         if scaled:
             pairs = zip(densities, self.sites, strict=True)
             densities = [_scale_and_mask(density, site) for density, site in pairs]
+        if self.averages:
+            key = FactorKey("guide", self.latent.name)
+            pairs = zip(densities, self.averages, strict=True)
+            densities = [
+                own.average(key, density, fixed=True) if scaled else own.plain(key, density)
+                for density, own in pairs
+            ]
         return self.stack(densities)
 
     def scales(self) -> list[Tensor]:
@@ -133,12 +151,14 @@ class Run:
         densities: their log-densities, unscaled and without mask, (*batch).
         expected: the exact expectations that take the place of some of these.
         model_trace: the trace of the model.
+        averages: over what the guide enumerates, None if that is nothing.
     """
 
     sites: Mapping[FactorKey, Site]
     densities: Mapping[FactorKey, Tensor]
     expected: Mapping[FactorKey, Tensor]
     model_trace: Trace
+    averages: Averages | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +176,12 @@ class Particles:
     def num_outer(self) -> int:
         """M, the number of outer particles."""
         return self._some_tensor.shape[0]
+
+    @property
+    def subsamples(self) -> dict[str, Tensor]:
+        """The subsamples of all plates, by name."""
+        nodes = self.runs[0].model_trace.nodes
+        return {name: site["value"] for name, site in nodes.items() if is_subsample(site)}
 
     @property
     def zero(self) -> Tensor:
@@ -258,6 +284,7 @@ def _draws(latent: Latent, runs: tuple[Run, ...], stack: Stack) -> Draws:
         plates=_dims(sites[0]),
         sites=sites,
         densities=tuple(run.densities[key] for run in runs),
+        averages=tuple(run.averages for run in runs if run.averages),
         stack=stack,
     )
 
@@ -278,6 +305,10 @@ def find_nan(particles: Particles) -> str | None:
 def _score(key: FactorKey, run: Run) -> Tensor:
     site = run.sites[key]
     density = run.expected.get(key, run.densities[key])
+    if run.averages:
+        if isinstance(site["fn"], Marginal):  # its scale has the dimensions of its plates
+            return _scale_and_mask(run.averages.average(key, density), site)
+        return run.averages.average(key, _scale_and_mask(density, site))
     allowed = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
     for dim in range(-density.dim(), 0):
         if density.shape[dim] != 1 and dim not in allowed:

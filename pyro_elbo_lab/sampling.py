@@ -17,7 +17,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_elbo_lab.enumeration import is_enumerated, log_density
+from pyro_elbo_lab.branches import Branch
+from pyro_elbo_lab.enumeration import log_density
+from pyro_elbo_lab.expectations import Averages
 from pyro_elbo_lab.layout import Layout, linear
 from pyro_elbo_lab.particles import (
     CellBlock,
@@ -85,6 +87,8 @@ def draw(
     expectations: Mapping[FactorKey, Expectation] | None = None,
     sobol: Placement | None = None,
     given: Values | None = None,
+    branch: Branch | None = None,
+    dice: frozenset[str] = frozenset(),
 ) -> Particles:
     """Run guide and model for all particles and sort their log-densities into the layout.
 
@@ -112,6 +116,8 @@ def draw(
         sobol: where scrambled Sobol points replace Gaussian noise, from `quasirandom.place`.
         given: values of latents of the guide that take the place of its draws, each with a leading
             dimension for the particles.
+        branch: enumerate the guide's sites, those that are enumerated sequentially in this branch.
+        dice: latents whose score stands in the weights of an average, see `expectations`.
 
     Returns:
         The particles.
@@ -124,7 +130,9 @@ def draw(
     nesting = max(structure.max_plate_nesting, max_plate_nesting)
     shared = frozenset(structure.latents.keys() - layout.local) if num_inner > 1 else frozenset()
 
-    enumerate_from = first_enumerated_dim(nesting) if structure.enumerated else None
+    enumerates = structure.enumerated or structure.averaged
+    enumerate_from = first_enumerated_dim(nesting) if enumerates else None
+    summed = frozenset(structure.enumerated)
     expectations, given = expectations or {}, given or {}
     if vectorize and shared:
         _refuse_shared_flows(structure, shared)
@@ -134,15 +142,20 @@ def draw(
         given_to = _Given(replaced, num if vectorize and num > 1 else None, nesting)
         prepare = _Prepare(latents, tied, num_inner, detached, fresh, leaves, given_to)
         unscaled = isinstance(latent_scale, float | int) and latent_scale == 1
-        with nullcontext() if unscaled else _ScaleLatents(latent_scale):
-            model_trace, guide_trace = run(model, guide, args, kwargs, prepare, enumerate_from)
+        with nullcontext() if unscaled else _ScaleLatents(latent_scale, summed):
+            traces = run(model, guide, args, kwargs, prepare, enumerate_from, branch)
+        model_trace, guide_trace = traces
         sites = factors(model_trace, guide_trace)
         if signature(sites) != structure.signature:
             raise StructureChangedError
-        densities = {key: log_density(site, site["value"]) for key, site in sites.items()}
+        averages = Averages(sites, structure, dice) if structure.averaged else None
+        if averages:
+            densities = {key: averages.density(key) for key in sites}
+        else:
+            densities = {key: log_density(site, site["value"]) for key, site in sites.items()}
         expected = {k: e.evaluate(sites[k], sites) for k, e in expectations.items()}
         values = _to_recall(model_trace, guide_trace, shared)
-        return Run(sites, densities, expected, model_trace), values
+        return Run(sites, densities, expected, model_trace, averages), values
 
     runs = []
     nets = Nets(sobol, num_inner, num_outer)
@@ -155,7 +168,7 @@ def draw(
         subsamples: Values = {}
         for particle in range(num):
             inner, outer = divmod(particle, num_outer)
-            with nets.particle(particle), _Recall(earlier[outer] if inner else subsamples):
+            with nets.particle(particle), Recall(earlier[outer] if inner else subsamples):
                 # what is recalled stays one tensor, so that no path through it counts twice
                 fresh = refreshed - shared if inner else refreshed
                 own = {name: value[particle] for name, value in given.items()}
@@ -196,7 +209,7 @@ def is_vectorizable(model: Program, guide: Program, args: tuple, kwargs: dict) -
                 values[name] = (
                     both.runs[0].sites[key]["value"][i].reshape(single[key]["value"].shape)
                 )
-            with _Recall(values):
+            with Recall(values):
                 alone = draw(model, guide, args, kwargs, **options)
             for one, two in zip(alone.shared, both.shared, strict=True):
                 if not torch.allclose(one.value[0].sum(), two.value[i].sum(), rtol=1e-3, atol=1e-3):
@@ -338,16 +351,17 @@ class _ScaleLatents(Messenger):
     """Multiplies the scale of all sites but the model's observations and what is summed out, which
     is a part of their density."""
 
-    def __init__(self, scale: float | Tensor) -> None:
+    def __init__(self, scale: float | Tensor, summed: frozenset[str]) -> None:
         super().__init__()
         self.scale = scale
+        self.summed = summed
 
     def _pyro_sample(self, msg: Site) -> None:
-        if not msg["is_observed"] and not is_enumerated(msg):
+        if not msg["is_observed"] and msg["name"] not in self.summed:
             msg["scale"] = self.scale * msg["scale"]
 
 
-class _Recall(Messenger):
+class Recall(Messenger):
     """Gives sites the values of an earlier run. Unlike `poutine.replay` it leaves a site's `infer`
     alone, where a GuideMessenger keeps the prior of this run."""
 
