@@ -14,7 +14,8 @@ With infer={"enumerate": "parallel", "num_samples": n} a site has n draws in the
 values, each of weight 1/n (Aitchison 2019, Tensor Monte Carlo). A latent that is drawn once for
 every value of an enumerated site, and cannot be differentiated, has the factor
 q(z) / (q(z), detached) in its weights, which is 1, and whose gradient is the score (DiCE: Foerster
-et al. 2018).
+et al. 2018). So has a pyro.factor(has_rsample=False) of the guide, the density of what was drawn
+outside of Pyro; whatever the guide may have made of it counts as depending on it.
 """
 
 import math
@@ -53,14 +54,20 @@ class Averages:
         sites: all that contribute to the log-weight.
         structure: their dependencies.
         dice: latents whose score stands in the weights.
+        scored: other sites of the guide whose score does.
     """
 
     def __init__(
-        self, sites: Mapping[FactorKey, Site], structure: Structure, dice: frozenset[str]
+        self,
+        sites: Mapping[FactorKey, Site],
+        structure: Structure,
+        dice: frozenset[str],
+        scored: frozenset[str],
     ) -> None:
         self._sites = sites
         self._structure = structure
         self._dice = dice
+        self._scored = scored
         self._sums = LogSums()
         self._scores: dict[tuple[str, str], Packed] = {}
         self._guide = {key.name: site for key, site in sites.items() if key.side == "guide"}
@@ -137,7 +144,7 @@ class Averages:
                 weights.append(self._probabilities[name])
             else:
                 share /= num_values(site)
-        for name in sorted(self._dice & self._structure.reads[key]):
+        for name in sorted((self._dice & self._structure.reads[key]) | self._scored):
             weights.append(self._score(name, around))
         waiting = [d for one in (term, *weights) for d in one._pyro_dims if d in self._variables]
         reached: set[str] = set()

@@ -374,6 +374,7 @@ class Objective(ELBO):
             sobol=plan.sobol,
             branch=branch if plan.structure.averaged else None,
             dice=plan.latents_with("dice"),
+            scored=plan.structure.scored if self._is_average() else frozenset(),
         )
         return self.source(particles, plan.structure, guide) if self.source else particles()
 
@@ -433,7 +434,7 @@ class Objective(ELBO):
             f"To draw '{name}', remove infer={{'enumerate': ...}} from the guide, or wrap it: "
             "poutine.infer_config(guide, lambda site: {'enumerate': None})."
         )
-        if not (self._is_linear() and self.target.outer is mean and self.method is UNBIASED):
+        if not self._is_average():
             raise NotImplementedError(
                 f"{found}, but {self.name} is no average over log-weights: a sum over a guide's "
                 "values inside its non-linear function is another bound. Use StandardELBO or "
@@ -484,6 +485,10 @@ class Objective(ELBO):
             )
         warnings.warn(f"{self.name} uses joint weights: {found}.", stacklevel=5)
         return joint(structure, found)
+
+    def _is_average(self) -> bool:
+        """Whether value and gradient are those of a mean over log-weights."""
+        return self._is_linear() and self.target.outer is mean and self.method is UNBIASED
 
     def _is_linear(self) -> bool:
         if self.target.inner is mean:

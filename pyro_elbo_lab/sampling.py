@@ -89,6 +89,7 @@ def draw(
     given: Values | None = None,
     branch: Branch | None = None,
     dice: frozenset[str] = frozenset(),
+    scored: frozenset[str] = frozenset(),
 ) -> Particles:
     """Run guide and model for all particles and sort their log-densities into the layout.
 
@@ -118,6 +119,7 @@ def draw(
             dimension for the particles.
         branch: enumerate the guide's sites, those that are enumerated sequentially in this branch.
         dice: latents whose score stands in the weights of an average, see `expectations`.
+        scored: further sites of the guide whose score does.
 
     Returns:
         The particles.
@@ -143,13 +145,14 @@ def draw(
         prepare = _Prepare(latents, tied, num_inner, detached, fresh, leaves, given_to)
         unscaled = isinstance(latent_scale, float | int) and latent_scale == 1
         with nullcontext() if unscaled else _ScaleLatents(latent_scale, summed):
-            traces = run(model, guide, args, kwargs, prepare, enumerate_from, branch)
+            traces = run(model, guide, args, kwargs, prepare, enumerate_from, branch, inside)
         model_trace, guide_trace = traces
         sites = factors(model_trace, guide_trace)
         if signature(sites) != structure.signature:
             raise StructureChangedError
-        averages = Averages(sites, structure, dice) if structure.averaged else None
-        if averages:
+        averages = None
+        if structure.averaged or scored:
+            averages = Averages(sites, structure, dice, scored)
             densities = {key: averages.density(key) for key in sites}
         else:
             densities = {key: log_density(site, site["value"]) for key, site in sites.items()}
@@ -158,10 +161,14 @@ def draw(
         return Run(sites, densities, expected, model_trace, averages), values
 
     runs = []
+    plate = None
+    if vectorize and num > 1:
+        plate = pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1)
+    inside = plate if structure.averaged else None
+    around = plate if plate and not inside else nullcontext()
     nets = Nets(sobol, num_inner, num_outer)
     if vectorize:
-        plate = pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1) if num > 1 else nullcontext()
-        with nets.all_particles(), plate, _naming_vectorization(num):
+        with nets.all_particles(), around, _naming_vectorization(num):
             runs.append(once(shared, refreshed, given)[0])
     else:
         earlier: dict[int, Values] = {}

@@ -118,6 +118,8 @@ class Structure:
         sums: for every factor of sites that are summed together these sites' names.
         enumerated: names of the model's sites that are summed out.
         averaged: by name, the guide's sites whose values are enumerated.
+        scored: the guide's sites with a given value that need their score all the same, as what
+            they are the density of was drawn outside of Pyro: pyro.factor(has_rsample=False).
         signature: what must not change between runs for this record to hold.
     """
 
@@ -129,6 +131,7 @@ class Structure:
     sums: Mapping[FactorKey, tuple[str, ...]]
     enumerated: tuple[str, ...]
     averaged: Mapping[str, Averaged]
+    scored: frozenset[str]
     signature: tuple[Any, ...]
 
     @property
@@ -174,6 +177,7 @@ def run(
     while_guiding: AbstractContextManager[Any] | None = None,
     first_enumerated_dim: int | None = None,
     branch: Branch | None = None,
+    particles: pyro.plate | None = None,
 ) -> tuple[Any, Any]:
     """Run the guide, then the model on the guide's draws.
 
@@ -187,6 +191,7 @@ def run(
             dimension and those to the left of it; if None they are drawn.
         branch: enumerate the guide's sites too, those that are enumerated sequentially in this
             branch; if None they are drawn.
+        particles: a plate around both, of which enumeration is to know.
 
     Returns:
         The traces (model, guide), each with its subsample sites.
@@ -194,6 +199,8 @@ def run(
     Raises:
         ValueError: a plate of size 0.
     """
+    if particles is not None:
+        model, guide = particles(model), particles(guide)
     if first_enumerated_dim is not None:
         first_of_model = first_enumerated_dim if branch is None else None  # None: after the guide's
         model = poutine.enum(model, first_available_dim=first_of_model)
@@ -364,6 +371,7 @@ def analyse(
         },
         enumerated=enumerated,
         averaged=averaged,
+        scored=frozenset(key.name for key, site in drawn.items() if _is_scored(key, site)),
         signature=signature(sites),
     )
     return structure, sites
@@ -394,7 +402,6 @@ def _follow(
         model = _CarryEnumerated(enumerated)(model)
     with (
         aside(),
-        torch.no_grad(),
         pyro.validation_enabled(False),
         _Escapes() as escapes,
     ):
@@ -426,6 +433,11 @@ def _sum_out(
             "site may have its values one after the other: infer={'enumerate': 'sequential'}.)"
         ) from error
     return factors(*traces)
+
+
+def _is_scored(key: FactorKey, site: Site) -> bool:
+    is_given = key.side == "guide" and site["is_observed"]
+    return is_given and not getattr(site["fn"], "has_rsample", False)
 
 
 def _within(key: FactorKey, sites: Mapping[FactorKey, Site]) -> tuple[str, ...]:
