@@ -7,7 +7,6 @@ order of `pyro.infer.TraceEnum_ELBO`, last values first.
 """
 
 from collections.abc import Callable, Mapping
-from itertools import takewhile
 from typing import Any
 
 from pyro.poutine.enum_messenger import enumerate_site
@@ -58,8 +57,9 @@ class Branch(Messenger):
         while path:
             name, index = path.popitem()
             if index > 0:
-                before = takewhile(lambda item: item[0] != name, self.values.items())
-                return Branch({**path, name: index - 1}, dict(before))
+                names = list(self.values)
+                before = names[: names.index(name)]
+                return Branch({**path, name: index - 1}, {n: self.values[n] for n in before})
         return None
 
 

@@ -81,9 +81,10 @@ class Marginal:
             contracted = contract_tensor_tree(tree, dims & summed, ring=LogSums())
         except NotImplementedError as error:
             raise NotImplementedError(
-                f"The sum over {_quoted(self._variables())} takes time exponential in the size of "
-                f"a plate, because sites of {_quoted(self._plate_names())} share variables but the plates are "
-                "not nested. Make one of these plates a Python loop, or sample in the guide."
+                "Expected tree-structured plate nesting: "
+                f"the sum over {_quoted(self._variables())} takes time exponential in the size of "
+                f"a plate, because sites of {_quoted(self._plate_names())} share variables but the "
+                "plates are not nested. Make one of these plates a Python loop, or sample in the guide."
             ) from error
         ((term,),) = contracted.values()
         return term
@@ -102,9 +103,7 @@ class Marginal:
         return dict.fromkeys(f.name for site in self.sites.values() for f in plates_of(site))
 
 
-def marginalise(
-    sites: Mapping[str, Site], given: frozenset[str] = frozenset()
-) -> dict[str, Site]:
+def marginalise(sites: Mapping[str, Site], given: frozenset[str] = frozenset()) -> dict[str, Site]:
     """Replace sites that depend on enumerated variables by one site for every component.
 
     Args:

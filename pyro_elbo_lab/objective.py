@@ -13,7 +13,7 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
-from pyro.infer import ELBO
+from pyro.infer import ELBO, TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_elbo_lab import quasirandom
@@ -282,6 +282,37 @@ class Objective(ELBO):
         if self.target.upper:
             notes += ("an upper bound, which is minimised",)
         return Explanation(repr(self), tuple(rows), notes)
+
+    def compute_marginals(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> Mapping[str, Any]:
+        """Posterior distributions of the sites that are summed out of the model, given a draw of
+        the guide, by `pyro.infer.TraceEnum_ELBO`.
+
+        Takes what `loss` does.
+
+        Returns:
+            A distribution for each of these sites, by name.
+
+        Raises:
+            NotImplementedError: several particles, or a guide that enumerates.
+        """
+        return self._as_pyro().compute_marginals(model, guide, *args, **kwargs)
+
+    def sample_posterior(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns with the sites that are summed out drawn from their joint
+        posterior, given a draw of the guide, by `pyro.infer.TraceEnum_ELBO`.
+
+        Takes and raises what `compute_marginals` does.
+        """
+        return self._as_pyro().sample_posterior(model, guide, *args, **kwargs)
+
+    def _as_pyro(self) -> TraceEnum_ELBO:
+        return TraceEnum_ELBO(
+            num_particles=self.num_particles,
+            max_plate_nesting=self._least_nesting or math.inf,
+            strict_enumeration_warning=False,
+        )
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("particles are drawn by pyro_elbo_lab.sampling.draw")

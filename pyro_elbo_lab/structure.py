@@ -480,10 +480,18 @@ def check_average(key: FactorKey, site: Site, other: str, read: Site) -> None:
     there and that it reads."""
     around = {f.name for f in plates_of(site)}
     for plate in plates_of(read):
+        if plate.name not in around and isinstance(site["fn"], Marginal):
+            raise ValueError(
+                "Expected model enumeration to be no more global than guide enumeration, but the "
+                f"sum over discrete sites of the model among '{key.name}' takes in all of plate "
+                f"'{plate.name}', in which the guide enumerates '{other}': the average of its "
+                "logarithm would take exponential time. Enumerate these sites in the guide too, or "
+                f"remove infer={{'enumerate': ...}} from '{other}' to draw it."
+            )
         if plate.name not in around:
             raise ValueError(
-                f"Site '{key.name}' of the {key.side} lies outside plate '{plate.name}' but depends "
-                f"on '{other}', which the guide enumerates within it: an average over all its "
+                f"Site '{key.name}' of the {key.side} lies outside plate '{plate.name}' but "
+                f"depends on '{other}', which the guide enumerates within it: an average over all its "
                 f"combinations would take exponential time. Move '{key.name}' into the plate, or "
                 f"remove infer={{'enumerate': ...}} from '{other}' to draw it."
             )

@@ -17,7 +17,7 @@ from pyro.ops.indexing import Vindex
 
 from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
 from pyro_elbo_lab.convert import from_guide
-from pyro_elbo_lab.enumeration import _LogSums, join
+from pyro_elbo_lab.enumeration import LogSums, join
 from pyro_elbo_lab.fit import fit
 from pyro_elbo_lab.layout import lay_out
 from pyro_elbo_lab.objectives import StandardELBO
@@ -156,7 +156,7 @@ def test_impossible_transitions_have_finite_gradients():
         StandardELBO().loss_and_grads(model, nothing)
     assert free.grad.isfinite().all()
     a: Any = torch.tensor([[-math.inf, 0.0], [-math.inf, 1.0]], requires_grad=True)
-    summed = _LogSums().sumproduct([packed(a, "ab")], {"a"})
+    summed = LogSums().sumproduct([packed(a, "ab")], {"a"})
     assert summed[0] == -math.inf
     summed.exp().sum().backward()
     assert a.grad.isfinite().all()
