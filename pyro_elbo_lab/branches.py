@@ -41,7 +41,10 @@ class Branch(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
         if is_sequential(msg):
-            values = enumerate_site(msg)
+            try:
+                values = enumerate_site(msg)
+            except (NotImplementedError, AttributeError):
+                return  # is drawn, and then refused with a message by `structure.analyse`
             self.taken[name] = self.path.get(name, len(values) - 1)
             msg["value"], msg["done"] = values[self.taken[name]], True
             msg["infer"]["_enum_total"] = len(values)

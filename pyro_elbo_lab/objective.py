@@ -405,9 +405,13 @@ class Objective(ELBO):
             sobol=plan.sobol,
             branch=branch if plan.structure.averaged else None,
             dice=plan.latents_with("dice"),
-            scored=plan.structure.scored if self._is_average() else frozenset(),
+            scored=self._scored(plan),
         )
         return self.source(particles, plan.structure, guide) if self.source else particles()
+
+    def _scored(self, plan: _Plan) -> frozenset[str]:
+        nothing: frozenset[str] = frozenset()
+        return plan.structure.scored if plan.structure.scored and self._is_average() else nothing
 
     def _refreshed(self, plan: _Plan) -> frozenset[str]:
         doubly = plan.latents_with("doubly_reparameterized", "doubly_reparameterized_wake")

@@ -6,6 +6,7 @@ whose own states are summed out, beside a guide of the parameters.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro
@@ -272,6 +273,7 @@ def series(kind: str) -> Program:
     return model, AutoDelta(poutine.block(model, expose=names)), ()
 
 
+SERIES = ("loops", "vectorized", "tones", "second order", "factorial")
 PROGRAMS: dict[str, Callable[[], Program]] = {
     "images, parallel": images,
     "images, sequential": lambda: images("sequential"),
@@ -284,8 +286,5 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
     "beside the model's own": beside_the_models_own,
     "nested plates": nested_plates,
     "nested plates, sequential": lambda: nested_plates("sequential"),
-    **{
-        f"series, {kind}": lambda kind=kind: series(kind)
-        for kind in ("loops", "vectorized", "tones", "second order", "factorial")
-    },
+    **{f"series, {kind}": partial(series, kind) for kind in SERIES},
 }

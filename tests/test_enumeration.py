@@ -273,19 +273,6 @@ def refusal(model, guide=nothing, error=ValueError):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("mark", ["parallel", "sequential"])
-def test_guide_sites_are_refused(mark):
-    def guide(x=X):
-        pyro.sample("loc", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-        with pyro.plate("data", len(x)):
-            pyro.sample("c", dist.Categorical(HALF), infer={"enumerate": mark})
-
-    message = refusal(mixture, guide, NotImplementedError)
-    assert "'c' of the guide" in message
-    for remedy in ("mark 'c' in the model and remove it", "score-function", "TraceEnum_ELBO"):
-        assert remedy in message
-
-
 def test_sequential_enumeration_of_the_model_is_refused():
     message = refusal(lambda: coin("c", enumerate="sequential"), error=NotImplementedError)
     assert "'c'" in message

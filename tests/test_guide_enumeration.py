@@ -164,10 +164,10 @@ def test_a_sum_over_the_models_sites_across_the_guides_plate():
 def test_a_chain_that_forgets_too_early():
     def chain(infer=None):
         c = torch.tensor(0.0)
-        first = None
+        first = c
         for t in pyro.markov(range(3)):
             c = pyro.sample(f"c_{t}", dist.Bernoulli(0.3 + 0.4 * c), infer=infer)
-            first = c if first is None else first
+            first = c if t == 0 else first
         if infer is None:
             pyro.sample("y", dist.Normal(first + c, 1.0), obs=torch.tensor(1.0))
 
@@ -190,8 +190,9 @@ def test_a_baseline_beside_sequential_enumeration():
 
 def test_nan_names_the_site():
     def broken():
-        pyro.sample("c", dist.Bernoulli(0.5))
-        pyro.factor("likelihood", torch.tensor(float("nan")))
+        c = pyro.sample("c", dist.Bernoulli(0.5))
+        likelihood = dist.Normal(c, 1.0, validate_args=False)
+        pyro.sample("likelihood", likelihood, obs=torch.tensor(float("nan")))
 
     def of_c():
         pyro.sample("c", dist.Bernoulli(0.5), infer=PARALLEL)
@@ -211,7 +212,7 @@ def test_explained_site_by_site():
 
     table = StandardELBO().explain(three, of_three)
     assert [row.site for row in table.rows] == ["c", "n", "z", "k"]
-    assert (table["c"].draws if hasattr(table["c"], "draws") else table["c"].drawn) == "all values"
+    assert table["c"].drawn == "all values"
     assert (table["c"].gradient, table["c"].kl) == ("exact", "exact sum")
     assert (table["n"].drawn, table["n"].gradient) == ("5 at once", "pathwise")
     assert table["z"].gradient == "doubly reparameterized"
@@ -248,11 +249,7 @@ def test_autoguide_of_discrete_sites(size):
     pyro.set_rng_seed(0)
     combined = AutoGuideList(mixture)
     combined.append(AutoNormal(poutine.block(mixture, expose=["z"]), init_scale=0.01))
-    combined.append(
-        AutoDiscreteParallel(
-            poutine.block(mixture, expose=["c"]), create_plates=None if size is None else None
-        )
-    )
+    combined.append(AutoDiscreteParallel(poutine.block(mixture, expose=["c"])))
     svi = SVI(mixture, combined, Adam({"lr": 0.1}), StandardELBO())
     for _ in range(120 if size is None else 250):
         svi.step(None)
@@ -266,10 +263,10 @@ def test_draws_evidence_and_diagnostics_draw_the_site():
     tree = from_guide(guide, model, num_samples=50)
     assert tree.posterior["c"].shape == (1, 50, len(Y))
     assert set(tree.posterior["c"].values.ravel()) <= {0, 1}
-    bounds = evidence(model, guide, num_particles=(1, 4), num_estimates=20)
-    assert bounds.elbo == pytest.approx(LOG_P_Y, abs=1e-3)
-    found = importance_diagnostics(model, guide, num_samples=200)
-    assert found is not None
+    lower = evidence(model, guide, num_samples=100).lower
+    assert lower is not None
+    assert lower.value == pytest.approx(LOG_P_Y, abs=1e-3)
+    assert float(importance_diagnostics(tree)["weight_ess"].max()) == pytest.approx(50)
 
 
 @marks
@@ -293,7 +290,8 @@ def test_fit_and_signal_to_noise():
     pyro.clear_param_store()
     pyro.param("probs", torch.full((len(Y), 2), 0.5), constraint=constraints.simplex)
     done = fit(model, guide, objective=StandardELBO(), num_steps=300, progress=False, compile=False)
-    assert done.losses[-1] == pytest.approx(-LOG_P_Y, abs=0.05)
+    gap = done.losses + LOG_P_Y
+    assert 0 <= gap[-1] < 0.1 * gap[0]
     found = signal_to_noise({"exact": StandardELBO()}, model, guide, num_evaluations=3)
     assert float(found["sd"].max()) == pytest.approx(0.0, abs=1e-6)
 

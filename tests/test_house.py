@@ -31,9 +31,9 @@ STORY = [
     ["replay"],
     ["groups"],
     ["simulation"],
-    ["enumeration", "products"],
+    ["branches", "enumeration", "products"],
     ["structure"],
-    ["layout", "sleep", "given"],
+    ["layout", "sleep", "given", "expectations"],
     ["particles"],
     ["target", "baselines"],
     ["score"],
@@ -91,6 +91,7 @@ DEFERRED = {
     "fit": {"plots"},
 }
 RUN_MODELS_UNDER_POUTINE = {
+    "branches",
     "structure",
     "particles",
     "quasirandom",

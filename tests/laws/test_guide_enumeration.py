@@ -12,6 +12,7 @@ from pyro.infer import ELBO, TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
+from pyro_elbo_lab.gradients import Gradient
 from pyro_elbo_lab.objectives import StandardELBO
 from tests.enumerated_guides import PROGRAMS
 from tests.tolerances import assert_mean_equals
@@ -58,7 +59,7 @@ def test_value_and_pathwise_gradient_are_those_of_pyro(name, vectorize):
     keywords = {"num_particles": 2, "max_plate_nesting": 2, "vectorize_particles": vectorize}
     theirs = TraceEnum_ELBO(strict_enumeration_warning=False, **keywords)
     theirs.loss(program[0], program[1], *program[2])  # creates the parameters
-    gradient = "auto" if "series" in name or "nested" in name else "pathwise"
+    gradient: Gradient = "auto" if "series" in name or "nested" in name else "pathwise"
     ours = StandardELBO(gradient=gradient, **keywords)
     ours.loss(program[0], program[1], *program[2])
     loss, grads = evaluate(theirs, program)
@@ -242,20 +243,20 @@ def test_branches_with_sites_of_their_own():
         pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
 
     def guide() -> None:
-        c = pyro.sample("c", dist.Bernoulli(logits=pyro.param("c", like(0.2))), infer=SEQUENTIAL)
+        c = pyro.sample("c", dist.Bernoulli(logits=pyro.param("qc", like(0.2))), infer=SEQUENTIAL)
         if c == 1:
-            pyro.sample("d", dist.Bernoulli(logits=pyro.param("d", like(-0.5))), infer=SEQUENTIAL)
+            pyro.sample("d", dist.Bernoulli(logits=pyro.param("qd", like(-0.5))), infer=SEQUENTIAL)
 
     loss, grads = evaluate(StandardELBO(), filled((model, guide, ())))
-    qc, qd = (pyro.param(name).sigmoid() for name in ("c", "d"))
+    qc, qd = (pyro.param(name).sigmoid() for name in ("qc", "qd"))
     log_x = dist.Normal(like([-1.0, 0.0, 1.0]), 1.0).log_prob(x)
     kl_d = qd * (qd / 0.6).log() + (1 - qd) * ((1 - qd) / 0.4).log()
     kl_c = qc * (qc / 0.3).log() + (1 - qc) * ((1 - qc) / 0.7).log()
     upper = (1 - qd) * log_x[1] + qd * log_x[2] - kl_d
     expected = kl_c - (1 - qc) * log_x[0] - qc * upper
     torch.testing.assert_close(loss, expected.item())
-    exact = torch.autograd.grad(expected, [pyro.param("c"), pyro.param("d")])
-    torch.testing.assert_close([grads["c"], grads["d"]], list(exact))
+    exact = torch.autograd.grad(expected, [pyro.param("qc"), pyro.param("qd")])
+    torch.testing.assert_close([grads["qc"], grads["qd"]], list(exact))
 
 
 @pytest.mark.parametrize("reparameterized", [True, False], ids=["normal", "bernoulli"])
