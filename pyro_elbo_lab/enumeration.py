@@ -84,7 +84,8 @@ class Marginal:
                 "Expected tree-structured plate nesting: "
                 f"the sum over {_quoted(self._variables())} takes time exponential in the size of "
                 f"a plate, because sites of {_quoted(self._plate_names())} share variables but the "
-                "plates are not nested. Make one of these plates a Python loop, or sample in the guide."
+                "plates are not nested. Make one of these plates a Python loop, or sample in the "
+                "guide."
             ) from error
         ((term,),) = contracted.values()
         return term

@@ -491,9 +491,9 @@ def check_average(key: FactorKey, site: Site, other: str, read: Site) -> None:
         if plate.name not in around:
             raise ValueError(
                 f"Site '{key.name}' of the {key.side} lies outside plate '{plate.name}' but "
-                f"depends on '{other}', which the guide enumerates within it: an average over all its "
-                f"combinations would take exponential time. Move '{key.name}' into the plate, or "
-                f"remove infer={{'enumerate': ...}} from '{other}' to draw it."
+                f"depends on '{other}', which the guide enumerates within it: an average over all "
+                f"its combinations would take exponential time. Move '{key.name}' into the plate, "
+                f"or remove infer={{'enumerate': ...}} from '{other}' to draw it."
             )
 
 
