@@ -119,10 +119,10 @@ def images(how: str = "parallel", labelled: bool = False, auxiliary: bool = Fals
     return module.model, guide, (x, y) if labelled else (x,)
 
 
-def cells(labelled: bool = False) -> Program:
+def cells(labelled: bool = False, how: str = "parallel") -> Program:
     """The label is drawn after a continuous latent, and before another."""
     module = LabelledCells()
-    guide = config_enumerate(module.guide, "parallel", expand=True)
+    guide = config_enumerate(module.guide, how, expand=True)
     return module.model, guide, (_images(), _labels()) if labelled else (_images(),)
 
 
@@ -280,6 +280,7 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
     "images, labelled": lambda: images(labelled=True),
     "images, auxiliary loss": lambda: images(auxiliary=True),
     "cells": cells,
+    "cells, sequential": lambda: cells(how="sequential"),
     "cells, labelled": lambda: cells(labelled=True),
     "chain in the guide": chain_in_guide,
     "chain of order 2 in the guide": lambda: chain_in_guide(2),
