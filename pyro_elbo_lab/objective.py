@@ -341,8 +341,13 @@ class Objective(ELBO):
         sequentially, where there is one for every branch of every run."""
         program = model, guide, args, kwargs
         plan = self._recall(model, guide) or self._make_plan(*program)
+        random_state = torch.get_rng_state()
         if not plan.structure.has_branches:
-            return [self._evaluate_branch(plan, program, Branch(), self.num_outer)]
+            one = self._evaluate_branch(plan, program, Branch(), self.num_outer)
+            if not one.plan.structure.has_branches:
+                return [one]
+            torch.set_rng_state(random_state)  # the structure has changed: with branches now
+            plan = one.plan
         num_runs = 1 if self.vectorize_particles else self.num_outer
         parts: list[_Part] = []
         subsamples: Values = {}
@@ -364,12 +369,14 @@ class Objective(ELBO):
         num_outer: int,
     ) -> _Part:
         plan = known = (self._recall(*program[:2]) or root).of(branch)
+        random_state = torch.get_rng_state()
         try:
             particles = self._draw(plan, *program, branch, num_outer)
         except StructureChangedError:
             plan = self._make_plan(*program, branch)
             if plan.structure.signature == known.structure.signature:
                 raise ValueError(_RANDOM_STRUCTURE) from None
+            torch.set_rng_state(random_state)
             try:
                 particles = self._draw(plan, *program, branch, num_outer)
             except StructureChangedError:
