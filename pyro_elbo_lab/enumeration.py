@@ -153,6 +153,11 @@ def variable(site: Site) -> int:
     return site["infer"]["_dim_to_id"][site["infer"]["_enumerate_dim"]]
 
 
+def num_enumerated(site: Site) -> int:
+    """How many values an enumerated site has."""
+    return site["value"].shape[site["infer"]["_enumerate_dim"] - site["fn"].event_dim]
+
+
 def variable_or_none(site: Site) -> int | None:
     """As `variable`, None for a site that is not enumerated."""
     return variable(site) if is_enumerated(site) else None

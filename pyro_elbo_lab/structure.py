@@ -37,6 +37,7 @@ from pyro_elbo_lab.enumeration import (
     is_enumerated,
     join,
     marginalise,
+    num_enumerated,
     plates_of,
     variable,
     variable_or_none,
@@ -468,7 +469,8 @@ def _check_reach(
                 check_average(key, site, other.name, read)
             else:
                 check_inside(key.name, site, other.name, read)
-            if is_enumerated(read) and variable(read) not in in_scope(site):
+            hidden = is_enumerated(read) and variable(read) not in in_scope(site)
+            if hidden and num_enumerated(read) > 1:  # one value needs no dimension
                 raise ValueError(
                     f"Site '{key.name}' depends on '{other.name}', which is summed out and which "
                     "pyro.markov has put out of its scope. Raise the history= of pyro.markov."

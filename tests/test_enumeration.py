@@ -415,3 +415,18 @@ def test_from_guide_leaves_out_what_is_summed():
         -1
     )
     torch.testing.assert_close(torch.tensor(tree["sample_stats"]["log_p"].values[0]), log_p)
+
+
+def test_a_variable_of_one_value_in_a_chain():
+    """It has no dimension for pyro.markov to hide."""
+
+    def chain(with_one=True):
+        c, one = torch.tensor(0), torch.tensor(0)
+        for t in pyro.markov(range(3)):
+            if with_one:
+                one = pyro.sample(f"one_{t}", dist.Categorical(torch.ones(1)), infer=PARALLEL)
+            c = pyro.sample(f"c_{t}", dist.Categorical(HALF), infer=PARALLEL)
+            pyro.sample(f"x_{t}", dist.Normal((c + one).float(), 1.0), obs=X[t])
+
+    found = StandardELBO().loss(chain, nothing)
+    assert found == pytest.approx(StandardELBO().loss(lambda: chain(False), nothing))
