@@ -44,9 +44,9 @@ STORY = [
     ["replay", "programs"],
     ["groups", "learnt"],
     ["simulation"],
-    ["enumeration", "products", "rows"],
+    ["branches", "enumeration", "products", "rows"],
     ["structure"],
-    ["layout", "sleep", "given"],
+    ["layout", "sleep", "given", "expectations"],
     ["particles"],
     ["target", "baselines"],
     ["score"],
@@ -111,6 +111,7 @@ DEFERRED = {
     "result": {"plots"},
 }
 RUN_MODELS_UNDER_POUTINE = {
+    "branches",
     "structure",
     "rows",
     "particles",
