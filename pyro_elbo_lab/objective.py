@@ -43,6 +43,7 @@ from pyro_elbo_lab.state import gradients_on
 from pyro_elbo_lab.structure import (
     FactorKey,
     Program,
+    Recall,
     Site,
     Structure,
     Values,
