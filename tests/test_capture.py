@@ -118,7 +118,7 @@ def test_writing_to_what_outlives_the_program_is_refused() -> None:
 )
 def test_reasons_name_the_users_line(function: object, reason: str) -> None:
     with pytest.raises(CaptureError, match=reason):
-        graph_of(function, X, leaves=(LEAF,))
+        capture(function, (LEAF,), (X,), moving=(X,))  # type: ignore[arg-type]
 
 
 @needs_compiler

@@ -1,6 +1,7 @@
 """What captured programs hold: statistics of layers, parameters of modules, hooks, values read."""
 
 import warnings
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -17,7 +18,7 @@ from pyro_elbo_lab.evaluation import evaluate
 from pyro_elbo_lab.guard import CaptureError
 
 X = torch.linspace(-1.0, 2.0, 12).reshape(4, 3).sin()
-ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
+ROUNDING: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 
 
 def network(**options):
@@ -193,7 +194,7 @@ def test_a_local_parameter_that_no_program_holds_is_named(local_parameters):
 
 def test_a_capture_that_fails_leaves_all_as_it_was():
     net = network()
-    seen = []
+    seen: list[torch.Tensor] = []
     net[0].weight.register_hook(seen.append)
 
     def model(x):

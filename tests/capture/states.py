@@ -1,5 +1,7 @@
 """Programs that write to tensors that they hold, at the first call only or at every call."""
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -12,7 +14,8 @@ from tests.capture.registry import Run, program
 
 
 def network(layer):
-    net = nn.Sequential(nn.Linear(3, 4), layer, nn.Linear(4, 1))
+    """Without a bias before the layer, whose gradient would be nothing but rounding."""
+    net = nn.Sequential(nn.Linear(3, 4, bias=False), layer, nn.Linear(4, 1))
     return Run(through(net), guide_of_plate, state=lambda: dict(net.named_buffers()))
 
 
@@ -106,6 +109,8 @@ def scale_set_by_the_first_call():
 @program("captured", settled=False)
 def scale_set_by_the_first_call_with_a_flag_in_a_buffer():
     class Flagged(Scaler):
+        done: torch.Tensor
+
         def __init__(self):
             super().__init__()
             self.register_buffer("done", torch.zeros(()))
@@ -146,6 +151,8 @@ def average_that_the_first_call_starts():
 @program("captured", settled=False)
 def layer_that_is_made_by_the_first_call():
     class Net(nn.Module):
+        layer: Any
+
         def __init__(self):
             super().__init__()
             self.layer = None

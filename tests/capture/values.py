@@ -149,7 +149,7 @@ def number_of_a_held_tensor():
         return ()
 
     def model():
-        gaussian(degrees.item(), 1.0 + degrees.tolist())
+        gaussian(degrees.item(), 1.0 + float(degrees.numpy()))
 
     return Run(model, normal_z, each=each)
 
