@@ -74,7 +74,16 @@ def fit(
     but as another stream; with `batches` or `callbacks`, which take one step at a time, it is the
     same stream. What cannot be compiled runs eagerly (`pyro.infer.SVI`), and a warning says why.
     Adam, AdamW, SGD and ClippedAdam of `pyro.optim` are compiled, also under a learning rate
-    schedule of `pyro.optim`; with others the loss alone is.
+    schedule of `pyro.optim`; with others, with gradients that the optimizer clips, and with options
+    that differ from parameter to parameter the loss alone is.
+
+    As the fit goes on, its graph is compared with an eager run now and then, and at the end. If
+    they differ, something that the programs read has changed unseen: the steps since the last
+    comparison that was good are undone and taken again eagerly, on the same batches, and so is the
+    rest of the fit; a warning names the steps. Callbacks are called again for these steps, and once
+    for the step before them, to set again what they set by the number of the step. Arguments of
+    another shape and numbers that change get a graph of their own, at most three, once many steps
+    have met them; other such steps run eagerly.
 
     Modules start from their own values, be they the guide, as every autoguide is, the model, or
     given to `pyro.module`: parameters that another module of the same name left in the param store
@@ -223,20 +232,35 @@ def _train(
     task: Task, stream: Batches, steps: Steps, callbacks: Sequence[Callback], progress: bool
 ) -> list[float]:
     losses: list[float] = []
+
+    def call() -> bool:
+        return any([bool(losses) and callback(len(losses), losses[-1]) for callback in callbacks])
+
     with tqdm(total=task.num_steps, desc="SVI", disable=not progress) as bar, _stoppable() as stop:
         if progress and steps.seconds:
             bar.write(f"{steps.note}; {steps.seconds:.1f} s to compile.")
             bar.unpause()
         try:
             while len(losses) < task.num_steps and not stop():
-                losses += (new := steps.take(len(losses), task.num_steps - len(losses)))
-                bar.update(len(new))
-                if math.isnan(losses[-1]):
+                before = len(losses)
+                try:
+                    steps.take(losses)
+                except UsedUpError:
+                    if steps.confirm(losses):
+                        raise
+                    call()
+                    continue
+                bar.update(len(losses) - before)
+                if losses and math.isnan(losses[-1]):
                     break
-                if len(new) > 1 or len(losses) % 100 == 0:
+                if len(losses) > before + 1 or len(losses) % 100 == 0:
                     bar.set_postfix(loss=f"{np.mean(losses[-100:]):.4g}", refresh=False)
-                if any([callback(len(losses), losses[-1]) for callback in callbacks]):
-                    break
+                ends = call()  # after steps were undone, to set again what it sets by the step
+                if ends and len(losses) > before:
+                    if steps.confirm(losses):
+                        break
+                    call()
+            steps.confirm(losses)
         except KeyboardInterrupt:
             pass
         except UsedUpError:

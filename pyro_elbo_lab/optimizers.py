@@ -5,19 +5,22 @@ step to step, the learning rate and the bias corrections, are computed outside i
 and fed to the graph, one row a step.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pyro
 import torch
-from pyro.optim import PyroOptim
+from pyro.optim import PyroLRScheduler, PyroOptim
 from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-__all__ = ["Rule", "Update", "update_of"]
+__all__ = ["Rule", "Update", "load_state", "move_schedules", "register", "state_of", "update_of"]
 
 Options = Mapping[str, Any]
 State = dict[str, Tensor]
@@ -32,34 +35,44 @@ class Rule:
         scalars: (step numbers from 1, learning rates, options) -> what changes from step to step,
             (steps, n).
         update: (parameter, gradient, state, row of scalars, options) -> parameter and state.
+        counts: whether the state has the number of steps, as a tensor or as a number.
         unsupported: options that have to be false.
     """
 
     state: tuple[str, ...]
     scalars: Callable[[np.ndarray, np.ndarray, Options], np.ndarray]
     update: Callable[[Tensor, Tensor, State, Tensor, Options], tuple[Tensor, State]]
+    counts: Literal["", "tensor", "number"] = ""
     unsupported: tuple[str, ...] = ("maximize", "amsgrad")
 
 
-@dataclass
 class Update:
-    """A rule with the options that it was given, and where it stands.
+    """A rule with the options that it was given, and where it stands: what Pyro's optimisers of the
+    single parameters hold.
+
+    Args:
+        rule: the optimiser.
+        leaves: the unconstrained parameters.
+        held: what a `PyroOptim` holds for each of them, an optimiser or a schedule around one.
 
     Attributes:
         rule: the optimiser.
         options: its options.
         state: of all parameters, by name one tensor a leaf.
         taken: the number of steps so far.
-        rates: the learning rates of the next n steps; every call moves on.
-        write_back: gives state and rates to the optimiser that they came from.
     """
 
-    rule: Rule
-    options: Options
-    state: dict[str, list[Tensor]]
-    taken: int
-    rates: Callable[[int], np.ndarray]
-    write_back: Callable[["Update"], None]
+    def __init__(self, rule: Rule, leaves: Sequence[Tensor], held: Sequence[Any]) -> None:
+        self.rule = rule
+        self._leaves = list(leaves)
+        self._held = list(held)
+        self._own = [_optimizer(one) for one in held]
+        self._group = self._own[0].param_groups[0]
+        self.options: Options = dict(self._group)
+        self._rates = _scheduled(held[0]) if held[0] is not self._own[0] else _falling(self._group)
+        self.taken = _steps(self._own[0].state.get(self._leaves[0]))
+        self.state = {name: self._state_of(name) for name in rule.state if self._has(name)}
+        self._steps = torch.full((len(self._leaves),), float(self.taken))
 
     @property
     def num_scalars(self) -> int:
@@ -70,7 +83,125 @@ class Update:
         """What the next steps are fed, (steps, n); moves on."""
         numbers = np.arange(self.taken + 1, self.taken + steps + 1, dtype=float)
         self.taken += steps
-        return self.rule.scalars(numbers, self.rates(steps), self.options)
+        return self.rule.scalars(numbers, self._rates(steps), self.options)
+
+    def position(self) -> tuple[int, Any, dict[str, Any]]:
+        """Where it stands, for `return_to`."""
+        scheduled = self._held[0] is not self._own[0]
+        return self.taken, self._group["lr"], self._held[0].state_dict() if scheduled else {}
+
+    def return_to(self, position: tuple[int, Any, dict[str, Any]]) -> None:
+        """Stand where it stood, but for the state."""
+        self.taken, self._group["lr"], schedule = position
+        if schedule:
+            self._held[0].load_state_dict(schedule)
+
+    def write_back(self) -> None:
+        """Give the optimisers the state, which they share from now on, and where it stands."""
+        for i, (leaf, own) in enumerate(zip(self._leaves, self._own, strict=True)):
+            state: dict[str, Any] = {name: self.state[name][i] for name in self.state}
+            if self.rule.counts and self.taken:
+                state["step"] = self._steps[i]
+            if self.taken and state:
+                own.state[leaf] = state
+            if i and self._held[i] is not own:
+                self._held[i].load_state_dict(copy.deepcopy(self._held[0].state_dict()))
+        self._count()
+
+    def keep_up(self) -> None:
+        """What `write_back` does, if it was called before and one step was taken since."""
+        if self.state and not self._own[0].state.get(self._leaves[0]):
+            self.write_back()
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for held, own in zip(self._held[1:], self._own[1:], strict=True):
+                if held is not own:
+                    held.step()
+        self._count()
+
+    def _count(self) -> None:
+        self._steps.fill_(self.taken)
+        for leaf, own in zip(self._leaves, self._own, strict=True):
+            own.param_groups[0]["lr"] = self._group["lr"]
+            if self.rule.counts == "number" and leaf in own.state:
+                own.state[leaf]["step"] = self.taken
+
+    def is_like(self, other: "Update") -> bool:
+        """Whether another one has the same formula."""
+        return self.rule is other.rule and _same_options(self.options, other.options)
+
+    def is_current(self, optimizer: PyroOptim) -> bool:
+        """Whether the optimisers are as the last step left them, but for the learning rate, which
+        is read anew at every step."""
+        return (
+            all(
+                optimizer.optim_objs.get(p) is o
+                for p, o in zip(self._leaves, self._held, strict=True)
+            )
+            and not any(optimizer.grad_clip.get(leaf) for leaf in self._leaves)
+            and self._own[0].param_groups[0] is self._group
+            and all(_same_options(own.param_groups[0], self.options) for own in self._own)
+            and all(own.param_groups[0]["lr"] == self._group["lr"] for own in self._own)
+            and all(self._has_state(i) for i in range(len(self._leaves)))
+            and bool((self._steps == self.taken).all())
+        )
+
+    def _has_state(self, i: int) -> bool:
+        found = self._own[i].state.get(self._leaves[i], {})
+        counted = self.rule.counts != "number" or found.get("step", 0) == self.taken
+        return counted and all(
+            found.get(name) is tensors[i] or (not self.taken and not found)
+            for name, tensors in self.state.items()
+        )
+
+    def _has(self, name: str) -> bool:
+        return name != "momentum_buffer" or bool(self.options["momentum"])
+
+    def _state_of(self, name: str) -> list[Tensor]:
+        found = [
+            own.state.get(x, {}).get(name) for x, own in zip(self._leaves, self._own, strict=True)
+        ]
+        return [
+            torch.zeros_like(x) if old is None else old
+            for x, old in zip(self._leaves, found, strict=True)
+        ]
+
+
+def register(optimizer: PyroOptim, leaves: Sequence[Tensor]) -> None:
+    """Make what an optimiser keeps of each parameter, as its first step on it would: by its own
+    options, and with the state that waits for it since `set_state` or `load`."""
+    for leaf in leaves:
+        if leaf not in optimizer.optim_objs:
+            optimizer.optim_objs[leaf] = held = optimizer._get_optim(leaf)
+            optimizer.grad_clip[leaf] = optimizer._get_grad_clip(leaf)
+            name = pyro.get_param_store().param_name(leaf)
+            waiting = optimizer._state_waiting_to_be_consumed.pop(name, None)
+            if waiting is not None:
+                load_state(held, waiting)
+
+
+def state_of(held: Any) -> dict[str, Any]:
+    """The state of what a `PyroOptim` holds for a parameter, an optimiser or a schedule."""
+    own = _optimizer(held)
+    if own is held:
+        return own.state_dict()
+    return {"scheduler": held.state_dict(), "optimizer": own.state_dict()}
+
+
+def load_state(held: Any, state: Mapping[str, Any]) -> None:
+    """Give it such a state."""
+    own = _optimizer(held)
+    if own is not held:
+        held.load_state_dict(state["scheduler"])
+    own.load_state_dict(state if own is held else state["optimizer"])
+
+
+def move_schedules(optimizer: PyroOptim, loss: float) -> None:
+    """Let learning rate schedules move on by a step."""
+    if isinstance(optimizer, PyroLRScheduler):
+        by_loss = optimizer.pt_scheduler_constructor is ReduceLROnPlateau
+        optimizer.step(loss) if by_loss else optimizer.step()
 
 
 def update_of(optimizer: PyroOptim, leaves: Sequence[Tensor]) -> Update | str:
@@ -81,60 +212,72 @@ def update_of(optimizer: PyroOptim, leaves: Sequence[Tensor]) -> Update | str:
 
     Args:
         optimizer: as `pyro.infer.SVI` takes it: Adam, AdamW, SGD or ClippedAdam of `pyro.optim`,
-            also under a learning rate schedule of `pyro.optim`, with one set of options for all
+            also under a learning rate schedule of `pyro.optim`, with equal options for all
             parameters.
         leaves: the unconstrained parameters.
     """
-    if callable(optimizer.pt_optim_args):
-        return "its options differ from parameter to parameter"
-    if optimizer.pt_clip_args:
-        return "it clips gradients parameter by parameter"
     if any(leaf.dtype != leaves[0].dtype or leaf.device != leaves[0].device for leaf in leaves):
         return "parameters have more than one type or device"
-    for leaf in leaves:
-        if leaf not in optimizer.optim_objs:
-            optimizer.optim_objs[leaf] = optimizer._get_optim(leaf)
-            optimizer.grad_clip[leaf] = None
-    schedulers = [optimizer.optim_objs[leaf] for leaf in leaves]
-    optimizers = [getattr(found, "optimizer", found) for found in schedulers]
-    kind, group = type(optimizers[0]), optimizers[0].param_groups[0]
+    if (
+        type(optimizer).__call__ not in _CALLS
+        or getattr(type(optimizer), "step", None) not in _MOVES
+    ):
+        return f"{type(optimizer).__name__} takes steps of its own"
+    register(optimizer, leaves)
+    if any(optimizer.grad_clip.get(leaf) for leaf in leaves):
+        return "it clips gradients parameter by parameter"
+    held = [optimizer.optim_objs[leaf] for leaf in leaves]
+    own = [_optimizer(one) for one in held]
+    kind, group = type(own[0]), own[0].param_groups[0]
     rule = _RULES.get(kind)
     if rule is None:
         return f"{kind.__name__} has no formula here (Adam, AdamW, SGD and ClippedAdam have)"
+    if any(type(one) is not kind for one in own) or any(
+        not _same_options(one.param_groups[0], group) for one in own
+    ):
+        return "its options differ from parameter to parameter"
     for name in rule.unsupported:
         if group.get(name):
             return f"{kind.__name__} with {name}={group[name]} has no formula here"
-    scheduled = schedulers[0] is not optimizers[0]
-    if isinstance(schedulers[0], torch.optim.lr_scheduler.ReduceLROnPlateau):
+    if isinstance(held[0], ReduceLROnPlateau):
         return "its learning rate depends on the losses"
-    if isinstance(group["lr"], Tensor):
+    if getattr(held[0], "cycle_momentum", False):
+        return f"{type(held[0]).__name__} moves more than the learning rate"
+    if any(isinstance(one.param_groups[0]["lr"], Tensor) for one in own):
         return "its learning rate is a tensor"
-    states = [o.state.get(leaf, {}) for o, leaf in zip(optimizers, leaves, strict=True)]
-    steps = {int(state.get("step", 1)) if state else 0 for state in states}
-    if len(steps) != 1:
+    if any(one.param_groups[0]["lr"] != group["lr"] for one in own) or not _same_schedules(held):
+        return "its learning rate differs from parameter to parameter"
+    if len({_steps(o.state.get(leaf)) for o, leaf in zip(own, leaves, strict=True)}) != 1:
         return "it has taken more steps on some parameters than on others"
-    state = {
-        name: [
-            torch.zeros_like(leaf) if own.get(name) is None else own[name]
-            for own, leaf in zip(states, leaves, strict=True)
-        ]
-        for name in rule.state
-    }
+    return Update(rule, leaves, held)
 
-    def write_back(update: Update) -> None:
-        for i, (leaf, own) in enumerate(zip(leaves, optimizers, strict=True)):
-            own.state[leaf] = {name: update.state[name][i] for name in rule.state}
-            if kind is not torch.optim.SGD:
-                counted = kind is ClippedAdam
-                own.state[leaf]["step"] = (
-                    update.taken if counted else torch.tensor(float(update.taken))
-                )
-            own.param_groups[0]["lr"] = group["lr"]
-            if scheduled and i:
-                schedulers[i].load_state_dict(schedulers[0].state_dict())
 
-    rates = _scheduled(schedulers[0]) if scheduled else _falling(group)
-    return Update(rule, dict(group), state, steps.pop(), rates, write_back)
+_CALLS = (PyroOptim.__call__, PyroLRScheduler.__call__)
+_MOVES = (None, PyroLRScheduler.step)
+
+
+def _optimizer(held: Any) -> Any:
+    return getattr(held, "optimizer", held)
+
+
+def _steps(state: Mapping[str, Any] | None) -> int:
+    """SGD does not count, and only its first step differs from the others."""
+    return int(state.get("step", 1)) if state else 0
+
+
+def _same_options(group: Mapping[str, Any], options: Options) -> bool:
+    return all(group.get(name) == value for name, value in options.items() if name not in _VARIES)
+
+
+_VARIES = ("params", "lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
+
+
+def _same_schedules(held: Sequence[Any]) -> bool:
+    return len({getattr(one, "last_epoch", None) for one in held}) == 1 and all(
+        type(one) is type(held[0])
+        and getattr(one, "base_lrs", None) == getattr(held[0], "base_lrs", None)
+        for one in held
+    )
 
 
 def _falling(group: dict[str, Any]) -> Callable[[int], np.ndarray]:
@@ -228,8 +371,14 @@ def _sgd(
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 _RULES: dict[Any, Rule] = {
-    torch.optim.Adam: Rule(_MOMENTS, _adam_scalars, _adam),
-    torch.optim.AdamW: Rule(_MOMENTS, _adam_scalars, _adamw),
-    ClippedAdam: Rule(_MOMENTS, _adam_scalars, _clipped_adam),
+    torch.optim.Adam: Rule(
+        _MOMENTS,
+        _adam_scalars,
+        _adam,
+        "tensor",
+        ("maximize", "amsgrad", "decoupled_weight_decay"),
+    ),
+    torch.optim.AdamW: Rule(_MOMENTS, _adam_scalars, _adamw, "tensor"),
+    ClippedAdam: Rule(_MOMENTS, _adam_scalars, _clipped_adam, "number"),
     torch.optim.SGD: Rule(("momentum_buffer",), _sgd_scalars, _sgd),
 }

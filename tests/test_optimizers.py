@@ -45,10 +45,10 @@ def gradients() -> list[list[Tensor]]:
 
 def start() -> list[Tensor]:
     generator = torch.Generator().manual_seed(2)
-    return [
-        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
-        for shape in SHAPES
-    ]
+    pyro.clear_param_store()
+    for i, shape in enumerate(SHAPES):
+        pyro.param(f"p{i}", torch.randn(shape, generator=generator, dtype=torch.float64))
+    return [pyro.param(f"p{i}").unconstrained() for i in range(len(SHAPES))]
 
 
 def by_pyro(optimizer: PyroOptim, leaves: list[Tensor], given: list[list[Tensor]]) -> None:
@@ -64,7 +64,7 @@ def by_formula(update: Update, leaves: list[Tensor], given: list[list[Tensor]]) 
     rows = torch.from_numpy(update.scalars(len(given)))
     for gradients_, row in zip(given, rows, strict=True):
         for i, (leaf, gradient) in enumerate(zip(leaves, gradients_, strict=True)):
-            state = {name: update.state[name][i] for name in update.rule.state}
+            state = {name: parts[i] for name, parts in update.state.items()}
             with torch.no_grad():
                 moved, state = update.rule.update(leaf, gradient, state, row, update.options)
                 leaf.copy_(moved)
@@ -96,7 +96,7 @@ def test_hands_its_state_over_and_back(name: str) -> None:
     by_pyro(optimizer, found, given[:3])
     update = formula(optimizer, found)
     by_formula(update, found, given[3:6])
-    update.write_back(update)
+    update.write_back()
     by_pyro(optimizer, found, given[6:])
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
@@ -105,11 +105,24 @@ def test_hands_its_state_over_and_back(name: str) -> None:
 @pytest.mark.parametrize(
     ("optimizer", "reason"),
     [
-        (pyro.optim.Adam(lambda name: {"lr": 0.1}), "parameter to parameter"),
+        (pyro.optim.Adam(lambda name: {"lr": 0.1 if name == "p0" else 0.2}), "rate differs"),
+        (pyro.optim.Adam(lambda name: {"eps": 0.1 if name == "p0" else 0.2}), "options differ"),
         (pyro.optim.Adam({"lr": 0.1}, {"clip_norm": 1.0}), "clips"),
         (pyro.optim.RMSprop({"lr": 0.1}), "RMSprop has no formula"),
         (pyro.optim.Adam({"lr": 0.1, "amsgrad": True}), "amsgrad=True"),
         (pyro.optim.Adam({"lr": torch.tensor(0.1)}), "learning rate is a tensor"),
+        (pyro.optim.Adam({"lr": 0.1, "decoupled_weight_decay": True}), "decoupled_weight_decay"),
+        (
+            pyro.optim.OneCycleLR(
+                {
+                    "optimizer": torch.optim.Adam,
+                    "optim_args": {"lr": 0.1},
+                    "max_lr": 0.1,
+                    "total_steps": 20,
+                }
+            ),
+            "OneCycleLR moves more than the learning rate",
+        ),
         (
             pyro.optim.ReduceLROnPlateau(
                 {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}}
