@@ -164,7 +164,8 @@ def _opaque(value: Any) -> bool:
     package = top(type(value).__module__)
     if is_library(package) and package not in _WALKED | _FOLLOWED:
         return True
-    return not hasattr(value, "__dict__") and not list(_slots(type(value)))
+    kind: Any = type(value)
+    return not hasattr(value, "__dict__") and not _slots(kind)
 
 
 class _Walk:
@@ -322,7 +323,7 @@ class _Walk:
 
     def _attributes(self, value: Any, path: str, name: str) -> None:
         """Of an object: those that its library keeps for itself are left to it."""
-        kind = type(value)
+        kind: Any = type(value)
         within = getattr(value, "__dict__", {})
         if within:
             foreign = is_library(kind.__module__) and kind not in _PLAIN
@@ -498,8 +499,9 @@ def _tokens(values: Mapping[str, Any]) -> tuple:
     return tuple((key, token(value)) for key, value in values.items())
 
 
+_EMPTY: list[Any] = [[], (), {}, set(), "", b"", range(0), {}.values(), {}.items()]
 _ITERATORS = (
-    *(type(iter(x)) for x in ([], (), {}, set(), "", b"", range(0), {}.values(), {}.items())),
+    *(type(iter(empty)) for empty in _EMPTY),
     zip, map, filter, enumerate, reversed,
     *(kind for kind in vars(__import__("itertools")).values() if isinstance(kind, type)),
 )  # fmt: skip

@@ -134,7 +134,7 @@ def module_imported_inside():
     helper = helper_module("sneaky_three", "sd = 1.0\n")
 
     def read():
-        import sneaky_three
+        import sneaky_three  # type: ignore[import-not-found]
 
         return sneaky_three.sd
 
@@ -146,7 +146,7 @@ def name_imported_inside():
     helper = helper_module("sneaky_four", "sd = 1.0\n")
 
     def read():
-        from sneaky_four import sd
+        from sneaky_four import sd  # type: ignore[import-not-found]
 
         return sd
 

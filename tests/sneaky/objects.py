@@ -6,7 +6,7 @@ import functools
 import types
 import weakref
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from tests.sneaky.registry import Case, gaussian, guide, reading, sneaky
 
@@ -315,7 +315,7 @@ def cached_property_forgotten():
 
 @sneaky("seen")
 def attribute_of_a_function():
-    def read() -> Any:
+    def read():
         return read.sd
 
     read.sd = 1.0
