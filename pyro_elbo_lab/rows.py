@@ -176,9 +176,7 @@ def _plates(guide: Program, rows: Rows) -> Iterator[None]:
 
 def _frames(guide: Any) -> dict[str, Any]:
     """The vectorised plates that hold latents of an autoguide, by name."""
-    sites = [s for s in guide.prototype_trace.nodes.values() if s.get("type") == "sample"]
-    latents = [s for s in sites if not s["is_observed"] and not site_is_subsample(s)]
-    return {f.name: f for site in latents for f in site["cond_indep_stack"] if f.vectorized}
+    return dict(guide._prototype_frames)  # AutoStructured empties its prototype_trace
 
 
 def sites_by_position(guide: Program) -> dict[str, str]:

@@ -340,16 +340,20 @@ class Recall(Messenger):
 def to_recall(model_trace: Any, guide_trace: Any, latents: Collection[str]) -> Values:
     """The subsamples of all plates, and the draws of the named latents."""
     sites = [*model_trace.nodes.items(), *guide_trace.nodes.items()]
-    values = {_recalled_as(site): site["value"] for _, site in sites if is_subsample(site)}
+    values = {  # by the rows that it has, as a model may name more or fewer than the guide's plate
+        _recalled_as(site, len(site["value"])): site["value"]
+        for _, site in sites
+        if is_subsample(site)
+    }
     drawn = guide_trace.nodes
     return values | {name: drawn[name]["value"] for name in latents if name in drawn}
 
 
-def _recalled_as(site: Site) -> str:
+def _recalled_as(site: Site, rows: int | None = None) -> str:
     """A plate of another size is another plate, whose subsample has to be drawn."""
     if not is_subsample(site):
         return site["name"]
-    return f"{site['name']} {site['fn'].subsample_size} of {site['fn'].size}"
+    return f"{site['name']} {rows or site['fn'].subsample_size} of {site['fn'].size}"
 
 
 def analyse(

@@ -94,9 +94,10 @@ def test_calls_leak_no_tensors() -> None:
     result = aten.index(x, [index])
     native = native_call(aten.index.Tensor, (x, [index]), {}, result)
     assert native is not None
-    before = [tensor._use_count() for tensor in (x, index, result)]
+    tensors: list[Any] = [x, index, result]  # PyTorch's stubs do not know of _use_count
+    before = [tensor._use_count() for tensor in tensors]
     call(native)
-    assert [tensor._use_count() for tensor in (x, index, result)] == before
+    assert [tensor._use_count() for tensor in tensors] == before
 
 
 def test_tensors_of_a_call_are_freed_with_it() -> None:
