@@ -14,6 +14,10 @@ component must have the same.
 
 The sum is plated variable elimination (Obermeyer et al. 2019, Tensor variable elimination for
 plated factor graphs): a chain of pyro.markov costs time linear in its length.
+
+Where the guide enumerates sites of its own (see `expectations`) the model's log-densities have
+their dimensions too. These are not summed here: a component has one log-density for each of their
+values.
 """
 
 import math
@@ -43,46 +47,69 @@ class Marginal:
     Attributes:
         sites: the model's sites, by name.
         plates: the vectorised plates that all of them lie in, which the sum keeps.
+        given: those whose values the guide enumerates, over which is not summed.
     """
 
     sites: Mapping[str, Site]
     plates: tuple[Any, ...]
+    given: frozenset[str] = frozenset()
 
     def log_density(self) -> Tensor:
-        """The log of the sum, unscaled, (*plates).
+        """The log of the sum, unscaled, (*plates). Takes and raises what `packed` does."""
+        names = dict.fromkeys(f.name for site in self.sites.values() for f in plates_of(site))
+        symbols = plate_symbols(names)
+        return unpack(self.packed(symbols), {symbols[f.name]: f.dim for f in self.plates})
+
+    def packed(self, symbols: Mapping[str, str]) -> Packed:
+        """The log of the sum, unscaled, over plates and the variables that the guide enumerates.
+
+        Args:
+            symbols: of all plates, by name, see `plate_symbols`.
 
         Raises:
             ValueError: a site's shape does not fit its plates, or it lies outside a plate in which
                 a variable that it depends on is summed out.
             NotImplementedError: plates that cross each other, where the sum takes exponential time.
         """
-        names = dict.fromkeys(f.name for site in self.sites.values() for f in _plates(site))
-        symbols = {name: chr(_PLATE_SYMBOLS + i) for i, name in enumerate(names)}
         tree: OrderedDict[frozenset[str], list[Packed]] = OrderedDict()
         for name, site in self.sites.items():
-            ordinal = frozenset(symbols[f.name] for f in _plates(site))
-            tree.setdefault(ordinal, []).append(_pack(name, site, symbols))
+            ordinal = frozenset(symbols[f.name] for f in plates_of(site))
+            tree.setdefault(ordinal, []).append(self._pack(name, site, symbols))
         dims = {dim for terms in tree.values() for term in terms for dim in term._pyro_dims}
+        summed = {symbol(variable(self.sites[name])) for name in self._variables()}
         try:
-            contracted = contract_tensor_tree(tree, dims - {*symbols.values()}, ring=_LogSums())
+            contracted = contract_tensor_tree(tree, dims & summed, ring=LogSums())
         except NotImplementedError as error:
             raise NotImplementedError(
-                f"The sum over {_quoted(self._variables())} takes time exponential in the size of "
-                f"a plate, because sites of {_quoted(names)} share variables but the plates are "
-                "not nested. Make one of these plates a Python loop, or sample in the guide."
+                "Expected tree-structured plate nesting: "
+                f"the sum over {_quoted(self._variables())} takes time exponential in the size of "
+                f"a plate, because sites of {_quoted(self._plate_names())} share variables but the "
+                "plates are not nested. Make one of these plates a Python loop, or sample in the "
+                "guide."
             ) from error
         ((term,),) = contracted.values()
-        return unpack(term, {symbols[f.name]: f.dim for f in self.plates})
+        return term
+
+    def _pack(self, name: str, site: Site, symbols: Mapping[str, str]) -> Packed:
+        density = log_density(site, site["value"])
+        if not is_enumerated(site) or name in self.given:
+            density = scale_and_mask(density, 1.0, site["mask"])
+        return pack(f"'{name}' of the model", site, density, symbols)
 
     def _variables(self) -> list[str]:
-        return [name for name, site in self.sites.items() if is_enumerated(site)]
+        names = (name for name, site in self.sites.items() if is_enumerated(site))
+        return [name for name in names if name not in self.given]
+
+    def _plate_names(self) -> dict[str, None]:
+        return dict.fromkeys(f.name for site in self.sites.values() for f in plates_of(site))
 
 
-def marginalise(sites: Mapping[str, Site]) -> dict[str, Site]:
+def marginalise(sites: Mapping[str, Site], given: frozenset[str] = frozenset()) -> dict[str, Site]:
     """Replace sites that depend on enumerated variables by one site for every component.
 
     Args:
         sites: the model's sites that contribute to the log-weight, from one run.
+        given: names of those whose values the guide enumerates.
 
     Returns:
         The sites, those of a component joined under a name such as "c, x". Without an enumerated
@@ -92,7 +119,11 @@ def marginalise(sites: Mapping[str, Site]) -> dict[str, Site]:
         ValueError: sites of a component differ in scale, or one lies outside a plate in which a
             variable that it depends on is summed out.
     """
-    variables = {_own_id(site): name for name, site in sites.items() if is_enumerated(site)}
+    variables = {
+        variable(site): name
+        for name, site in sites.items()
+        if is_enumerated(site) and name not in given
+    }
     if not variables:
         return dict(sites)
     first = max(sites[name]["infer"]["_enumerate_dim"] for name in variables.values())
@@ -100,8 +131,10 @@ def marginalise(sites: Mapping[str, Site]) -> dict[str, Site]:
     for names in _components(sites, variables):
         component = {name: sites[name] for name in names}
         # a variable of one value leaves a dimension of size 1, which joins nobody but has to go
-        touched = len(names) > 1 or max(map(len, _shapes(component[names[0]]))) >= -first
-        result[join(names)] = _joined(component) if touched else component[names[0]]
+        touched = len(names) > 1 or variable_or_none(component[names[0]]) in variables
+        if not given:
+            touched |= max(map(len, shapes_of(component[names[0]]))) >= -first
+        result[join(names)] = _joined(component, given) if touched else component[names[0]]
     return result
 
 
@@ -117,7 +150,22 @@ def in_scope(site: Site) -> frozenset[int]:
 
 def variable(site: Site) -> int:
     """What `in_scope` calls an enumerated site."""
-    return _own_id(site)
+    return site["infer"]["_dim_to_id"][site["infer"]["_enumerate_dim"]]
+
+
+def variable_or_none(site: Site) -> int | None:
+    """As `variable`, None for a site that is not enumerated."""
+    return variable(site) if is_enumerated(site) else None
+
+
+def plate_symbols(names: Iterable[str]) -> dict[str, str]:
+    """What packed tensors call plates."""
+    return {name: chr(_PLATE_SYMBOLS + i) for i, name in enumerate(names)}
+
+
+def symbol(id_: int) -> str:
+    """What packed tensors call a variable."""
+    return chr(_VARIABLE_SYMBOLS + id_)
 
 
 def log_density(site: Site, value: Tensor) -> Tensor:
@@ -153,7 +201,7 @@ def _components(sites: Mapping[str, Site], variables: Mapping[int, str]) -> list
     group: dict[str, list[str]] = {}
     for name, site in sites.items():
         merged = [name]
-        for id_ in _ids(site):
+        for id_ in sorted(variables_of(site) & variables.keys()):
             other = variables[id_]
             check_inside(name, site, other, sites[other])
             if other != name and group[other] is not merged:
@@ -172,23 +220,19 @@ def _merge(group: dict[str, list[str]], into: list[str], names: list[str]) -> li
     return into
 
 
-def _ids(site: Site) -> list[int]:
+def variables_of(site: Site) -> frozenset[int]:
     """The variables that a site depends on, told by the shapes of distribution, value and mask."""
-    shapes = _shapes(site)
+    shapes = shapes_of(site)
     known = site["infer"].get("_dim_to_id", {})
-    ids = [
+    ids = {
         id_
         for dim, id_ in known.items()
         if any(-dim <= len(shape) and shape[dim] > 1 for shape in shapes)
-    ]
-    return sorted({*ids, _own_id(site)} if is_enumerated(site) else ids)
+    }
+    return frozenset({*ids, variable(site)} if is_enumerated(site) else ids)
 
 
-def _own_id(site: Site) -> int:
-    return site["infer"]["_dim_to_id"][site["infer"]["_enumerate_dim"]]
-
-
-def _shapes(site: Site) -> list[tuple[int, ...]]:
+def shapes_of(site: Site) -> list[tuple[int, ...]]:
     """The batch shapes that a site's log-density is broadcast from."""
     fn, mask, shape = site["fn"], site["mask"], tuple(getattr(site["value"], "shape", ()))
     shapes = [tuple(getattr(fn, "batch_shape", ()))]
@@ -200,8 +244,8 @@ def _shapes(site: Site) -> list[tuple[int, ...]]:
 
 def check_inside(name: str, site: Site, other: str, summed: Site) -> None:
     """Raise a ValueError if a site lies outside a plate of an enumerated site that it reads."""
-    around = {f.name for f in _plates(site)}
-    for plate in _plates(summed):
+    around = {f.name for f in plates_of(site)}
+    for plate in plates_of(summed):
         if plate.name not in around:
             raise ValueError(
                 f"Site '{name}' lies outside plate '{plate.name}' but depends on '{other}', which "
@@ -210,7 +254,7 @@ def check_inside(name: str, site: Site, other: str, summed: Site) -> None:
             )
 
 
-def _joined(component: Mapping[str, Site]) -> Site:
+def _joined(component: Mapping[str, Site], given: frozenset[str]) -> Site:
     sites = list(component.values())
     stacks = [{(f.name, f.counter) for f in site["cond_indep_stack"]} for site in sites]
     common = frozenset.intersection(*map(frozenset, stacks))
@@ -219,7 +263,7 @@ def _joined(component: Mapping[str, Site]) -> Site:
     return {
         "type": "sample",
         "name": join(component),
-        "fn": Marginal(component, plates),
+        "fn": Marginal(component, plates, given & component.keys()),
         "value": torch.zeros(0),
         "args": (),
         "kwargs": {},
@@ -272,35 +316,48 @@ def _quoted(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
 
-def _plates(site: Site) -> list[Any]:
+def plates_of(site: Site) -> list[Any]:
+    """The frames of a site's vectorised plates."""
     return [f for f in site["cond_indep_stack"] if f.vectorized]
 
 
-def _pack(name: str, site: Site, plate_symbols: Mapping[str, str]) -> Packed:
-    density = log_density(site, site["value"])
-    if not is_enumerated(site):
-        density = scale_and_mask(density, 1.0, site["mask"])
+def pack(what: str, site: Site, density: Tensor, symbols: Mapping[str, str]) -> Packed:
+    """Drop dimensions of size 1 from a log-density, and name the others.
+
+    Args:
+        what: the name of the site, for messages.
+        site: of which it is the log-density.
+        density: its dimensions are those of plates and enumerated variables.
+        symbols: of plates, by name.
+
+    Raises:
+        ValueError: a dimension that is neither.
+    """
     known = site["infer"].get("_dim_to_id", {}).items()
-    symbols = {dim: chr(_VARIABLE_SYMBOLS + id_) for dim, id_ in known}
-    symbols |= {f.dim: plate_symbols[f.name] for f in _plates(site)}
+    names = {dim: symbol(id_) for dim, id_ in known}
+    names |= {f.dim: symbols[f.name] for f in plates_of(site)}
     wide = [dim for dim in range(-density.dim(), 0) if density.shape[dim] > 1]
     for dim in wide:
-        if dim not in symbols:
+        if dim not in names:
             raise ValueError(
-                f"Site '{name}' of the model has batch shape {tuple(density.shape)} while discrete "
-                f"sites are summed out, but no plate declares dimension {dim}. Put the site into a "
+                f"Site {what} has batch shape {tuple(density.shape)} while discrete sites are "
+                f"summed out, but no plate declares dimension {dim}. Put the site into a "
                 "pyro.plate, or declare the dimension dependent with .to_event(1)."
             )
-    return _named(density.squeeze(), "".join(symbols[dim] for dim in wide))
+    return named(density.squeeze(), "".join(names[dim] for dim in wide))
 
 
-class _LogSums(LogRing):
+class LogSums(LogRing):
     """Sums of products of terms in log space, for Pyro's plated variable elimination.
 
     Pyro's own takes the exponential of each term before it multiplies them: it underflows where
     terms disagree by more than 87 nats in float32. Here the sum over a variable is taken of the
-    product of all terms that have it.
+    product of all terms that have it. A sum that was taken before is not taken again.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[tuple[Any, ...], tuple[Packed, list[Packed]]] = {}
 
     def sumproduct(self, terms: list[Packed], dims: set[str]) -> Packed:
         sizes = {d: n for term in terms for d, n in zip(term._pyro_dims, term.shape, strict=True)}
@@ -317,26 +374,34 @@ class _LogSums(LogRing):
             del costs[dim]
             used = users.pop(dim)
             fresh = len(terms) + len(costs)
-            alive[fresh] = _log_sum(_product([alive.pop(i) for i in sorted(used)]), dim)
+            alive[fresh] = self._sum_out([alive.pop(i) for i in sorted(used)], dim)
             touched = [d for d in alive[fresh]._pyro_dims if d in users]
             for d in touched:
                 users[d] = users[d] - used | {fresh}
             costs.update({d: cost(d) for d in touched})
         return _product(list(alive.values()))
 
+    def _sum_out(self, terms: list[Packed], dim: str) -> Packed:
+        key = (dim, *map(id, terms))
+        if key not in self._known:  # with the terms, whose identity must last
+            self._known[key] = _log_sum(_product(terms), dim), terms
+        return self._known[key][0]
 
-def _named(tensor: Packed, dims: str) -> Packed:
+
+def named(tensor: Packed, dims: str) -> Packed:
+    """Say which dimensions a tensor has."""
     tensor._pyro_dims = dims
     return tensor
 
 
 def _product(terms: list[Packed]) -> Packed:
     dims = "".join(sorted({d for term in terms for d in term._pyro_dims}))
-    total = sum(_aligned(term, dims) for term in terms)
-    return _named(total, dims)
+    total = sum(aligned(term, dims) for term in terms)
+    return named(total, dims)
 
 
-def _aligned(term: Packed, dims: str) -> Tensor:
+def aligned(term: Packed, dims: str) -> Tensor:
+    """A packed tensor with the given dimensions, of size 1 where it lacks one."""
     own = term._pyro_dims
     ordered = term.permute([own.index(d) for d in dims if d in own])
     sizes = iter(ordered.shape)
@@ -351,4 +416,4 @@ def _log_sum(term: Packed, dim: str) -> Packed:
     total = (term - shift).exp().sum(axis)
     log_total = torch.where(total == 0, torch.ones_like(total), total).log()
     log_total = log_total.masked_fill(total == 0, -math.inf)
-    return _named(log_total + shift.squeeze(axis), term._pyro_dims.replace(dim, ""))
+    return named(log_total + shift.squeeze(axis), term._pyro_dims.replace(dim, ""))

@@ -36,7 +36,7 @@ from pyro_elbo_lab.target import Target, along_outer, outer_derivatives, totals,
 
 Gradient = Literal["auto", "pathwise", "doubly_reparameterized", "score", "wake"]
 Estimator = Literal[
-    "pathwise", "doubly_reparameterized", "score", "wake", "doubly_reparameterized_wake"
+    "pathwise", "doubly_reparameterized", "score", "wake", "doubly_reparameterized_wake", "dice"
 ]
 
 
@@ -87,14 +87,25 @@ def choose(
     """
     kinked = _in_kinked_bound(structure, layout, target)
     if gradient == "auto":
-        return {
+        chosen = {
             name: _automatic(latent, coupled(latent, structure, layout, target), name in kinked)
             for name, latent in structure.latents.items()
         }
-    assert gradient != "wake"
-    for name, latent in structure.latents.items():
-        _check_legal(latent, gradient, name in kinked)
-    return dict.fromkeys(structure.latents, Choice(gradient, "asked for"))
+    else:
+        assert gradient != "wake"
+        for name, latent in structure.latents.items():
+            _check_legal(latent, gradient, name in kinked)
+        chosen = dict.fromkeys(structure.latents, Choice(gradient, "asked for"))
+    return {name: _within_sums(structure.latents[name], one) for name, one in chosen.items()}
+
+
+def _within_sums(latent: Latent, choice: Choice) -> Choice:
+    """The score of what is drawn once for every value of an enumerated site stands in the weights
+    of the average, where `value` differentiates it."""
+    if choice.estimator != "score" or not latent.within:
+        return choice
+    sites = ", ".join(map(repr, latent.within))
+    return Choice("dice", f"{choice.reason}; drawn for every value of {sites}")
 
 
 def surrogate(particles: Particles, target: Target, choices: Choices) -> Tensor:

@@ -13,19 +13,20 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
-from pyro.infer import ELBO
+from pyro.infer import ELBO, TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_elbo_lab import quasirandom
 from pyro_elbo_lab.annealing import checked_weight
 from pyro_elbo_lab.bounds import Bound, mean
+from pyro_elbo_lab.branches import Branch
 from pyro_elbo_lab.checks import check_nesting, integer
 from pyro_elbo_lab.enumeration import is_enumerated
 from pyro_elbo_lab.explanation import Explanation, Row
 from pyro_elbo_lab.gradients import UNBIASED, Choice, Gradient, Method
 from pyro_elbo_lab.layout import Layout, joint, lay_out, linear
 from pyro_elbo_lab.mixture import Mixture, mixture_surrogate, mixture_value
-from pyro_elbo_lab.particles import Particles, Run, find_nan
+from pyro_elbo_lab.particles import Particles, Run, Stack, find_nan
 from pyro_elbo_lab.plans import Plan, Plans, Route
 from pyro_elbo_lab.quasirandom import SAMPLERS, Sampler
 from pyro_elbo_lab.sampling import (
@@ -79,10 +80,17 @@ class _PlanAnewError(Exception):
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """The particles of one evaluation, in parts if their sites differ."""
+    """The particles of one evaluation, in parts if their sites differ.
+
+    Attributes:
+        parts: the particles.
+        plans: that of each part.
+        share: of each part, where these are the branches of a guide, whose values add up.
+    """
 
     parts: tuple[Particles, ...]
     plans: tuple[Plan, ...]
+    share: float | None = None
 
     @property
     def mixture(self) -> Mixture | None:
@@ -271,7 +279,8 @@ class Objective(ELBO):
         plans = self._plans_of(model, guide, args, kwargs)
         plan = self._make_plan(model, guide, args, kwargs, branching=plans.branching)
         plans.keep(plan)
-        rows = [self._explain_latent(plan, name) for name in plan.structure.latents]
+        rows = [_explain_average(plan, name) for name in plan.structure.averaged]
+        rows += [self._explain_latent(plan, name) for name in plan.structure.latents]
         rows += [_explain_delta(plan, key) for key in plan.structure.reads if _is_delta(plan, key)]
         notes = (f"plates: {plan.layout.reason}", *plan.structure.notes)
         notes += plan.sobol.notes if plan.sobol else ()
@@ -280,13 +289,48 @@ class Objective(ELBO):
         if self.target.upper:
             notes += ("an upper bound, which is minimised",)
         if len(plans) > 1:
-            notes += ("the sites change from run to run: these are those of one run",)
+            runs = "branch to branch" if plans.branches else "run to run"
+            notes += (f"the sites change from {runs}: these are those of one",)
         return Explanation(repr(self), tuple(rows), notes)
+
+    def compute_marginals(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> Mapping[str, Any]:
+        """Posterior distributions of the sites that are summed out of the model, given a draw of
+        the guide, by `pyro.infer.TraceEnum_ELBO`.
+
+        Takes what `loss` does.
+
+        Returns:
+            A distribution for each of these sites, by name.
+
+        Raises:
+            NotImplementedError: several particles, or a guide that enumerates.
+        """
+        return self._as_pyro().compute_marginals(model, guide, *args, **kwargs)
+
+    def sample_posterior(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns with the sites that are summed out drawn from their joint
+        posterior, given a draw of the guide, by `pyro.infer.TraceEnum_ELBO`.
+
+        Takes and raises what `compute_marginals` does.
+        """
+        return self._as_pyro().sample_posterior(model, guide, *args, **kwargs)
+
+    def _as_pyro(self) -> TraceEnum_ELBO:
+        return TraceEnum_ELBO(
+            num_particles=self.num_particles,
+            max_plate_nesting=self._least_nesting or math.inf,
+            strict_enumeration_warning=False,
+        )
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("particles are drawn by pyro_elbo_lab.sampling.draw")
 
     def _value(self, evaluation: _Evaluation) -> Tensor:
+        if evaluation.share is not None:
+            values = [value(part, self.target) for part in evaluation.parts]
+            return evaluation.share * torch.stack(values).sum()
         if mixture := evaluation.mixture:
             return mixture_value(mixture, self.target)
         return value(evaluation.parts[0], self.target)
@@ -298,8 +342,11 @@ class Objective(ELBO):
         if mixture := evaluation.mixture:
             surrogate = mixture_surrogate(mixture, self.target)
         else:
-            (particles,), (plan,) = evaluation.parts, evaluation.plans
-            surrogate = self.method.surrogate(particles, self.target, plan.choices)
+            pairs = zip(evaluation.parts, evaluation.plans, strict=True)
+            terms = [self.method.surrogate(part, self.target, plan.choices) for part, plan in pairs]
+            surrogate = terms[0]
+            if evaluation.share is not None:
+                surrogate = evaluation.share * torch.stack(terms).sum()
         if self.own_term:
             surrogate = surrogate + self.own_term(model, guide, args, kwargs)
         return surrogate
@@ -309,9 +356,39 @@ class Objective(ELBO):
         plans = self._plans_of(*program)
         if not self._takes_any_sites():
             return self._evaluate_fixed(plans, program)
+        random_state = torch.get_rng_state()
+        if not plans.branches:
+            whole = self._evaluate_until_planned(plans, program, Branch(), self.num_outer)
+            if not plans.branches:
+                return whole
+            torch.set_rng_state(random_state)  # the structure has changed: with branches now
+        return self._evaluate_branches(plans, program)
+
+    def _evaluate_branches(self, plans: Plans, program: _Pair) -> _Evaluation:
+        """The terms of every branch of every run of a guide with sites that are enumerated
+        sequentially."""
+        num_runs = 1 if self.vectorize_particles else self.num_outer
+        found: list[_Evaluation] = []
+        subsamples: Values = {}
+        for _ in range(num_runs):
+            branch: Branch | None = Branch()
+            while branch is not None:
+                with Recall(subsamples):
+                    num_outer = self.num_outer // num_runs
+                    one = self._evaluate_until_planned(plans, program, branch, num_outer)
+                found.append(one)
+                subsamples = one.parts[0].runs[0].recalled | subsamples
+                branch = branch.next()
+        parts = tuple(part for one in found for part in one.parts)
+        plan_of_parts = tuple(plan for one in found for plan in one.plans)
+        return _Evaluation(parts, plan_of_parts, share=1 / num_runs)
+
+    def _evaluate_until_planned(
+        self, plans: Plans, program: _Pair, branch: Branch, num_outer: int
+    ) -> _Evaluation:
         for _ in range(_MOST_TRIES):
             try:
-                return self._evaluate_any(plans, program)
+                return self._evaluate_any(plans, program, branch, num_outer)
             except DeeperPlatesError as error:
                 plans.nesting = error.nesting
             except _PlanAnewError:
@@ -337,19 +414,31 @@ class Objective(ELBO):
 
     def _evaluate_as(self, plans: Plans, plan: Plan, program: _Pair) -> _Evaluation:
         particles = partial(
-            draw, *program, expectations=plan.expectations, **self._options(plans, plan)
+            draw,
+            *program,
+            expectations=plan.expectations,
+            scored=self._scored(plan),
+            **self._options(plans, plan, self.num_outer),
         )
         if not self.source:
             return _Evaluation((particles(),), (plan,))
         return _Evaluation((self.source(particles, plan.structure, program[1]),), (plan,))
 
-    def _evaluate_any(self, plans: Plans, program: _Pair) -> _Evaluation:
+    def _evaluate_any(
+        self, plans: Plans, program: _Pair, branch: Branch, num_outer: int
+    ) -> _Evaluation:
         first = plans.latest
+        averages = plans.averages
         done = run_particles(
-            *program, meet=partial(self._meet, plans), **self._options(plans, first)
+            *program,
+            meet=partial(self._meet, plans),
+            branch=branch if averages else None,
+            **self._options(plans, first, num_outer),
         )
         number = len(plans)
-        own = tuple(self._plan_of(run, plans, program) for run in done.runs)
+        own = tuple(self._plan_of(run, plans, program, branch) for run in done.runs)
+        if plans.averages and not averages:
+            raise _PlanAnewError
         plan = plans.latest = own[-1]
         differ = any(other is not plan for other in own)
         if differ or len(plans) > number:
@@ -359,29 +448,32 @@ class Objective(ELBO):
         if not all(other is first or self._is_prepared(other, first) for other in own):
             raise _PlanAnewError
         if not differ:
-            particles = sort_runs(
-                done.runs, plan.structure, plan.layout, done.stack, plan.expectations
-            )
-            return _Evaluation((particles,), (plan,))
+            return _Evaluation((self._sorted(done.runs, plan, done.stack),), (plan,))
         alone = replace(done.stack, num_inner=1, num_outer=1)
-        return _Evaluation(
-            tuple(
-                sort_runs((run,), plan.structure, plan.layout, alone, plan.expectations)
-                for run, plan in zip(done.runs, own, strict=True)
-            ),
-            own,
+        pairs = zip(done.runs, own, strict=True)
+        return _Evaluation(tuple(self._sorted((run,), plan, alone) for run, plan in pairs), own)
+
+    def _sorted(self, runs: tuple[Run, ...], plan: Plan, stack: Stack) -> Particles:
+        return sort_runs(
+            runs,
+            plan.structure,
+            plan.layout,
+            stack,
+            plan.expectations,
+            dice=plan.latents_with("dice"),
+            scored=self._scored(plan),
         )
 
-    def _options(self, plans: Plans, plan: Plan) -> dict[str, Any]:
+    def _options(self, plans: Plans, plan: Plan, num_outer: int) -> dict[str, Any]:
         return {
             "structure": plan.structure,
             "layout": plan.layout,
             "num_inner": self.num_inner,
-            "num_outer": self.num_outer,
+            "num_outer": num_outer,
             "vectorize": self.vectorize_particles,
             "max_plate_nesting": max(self._least_nesting, plans.nesting),
             "sums": plans.sums,
-            "detached": plan.latents_with("score", "wake"),
+            "detached": plan.latents_with("score", "wake", "dice"),
             "refreshed": self._refreshed(plan),
             "latent_scale": self._latent_scale(),
             "sobol": plan.sobol,
@@ -395,14 +487,14 @@ class Objective(ELBO):
         once = self._is_linear() or self.gradient == "pathwise"
         return "" if once or not is_evaluable(site) else "refreshed"
 
-    def _plan_of(self, run: Run, plans: Plans, program: _Pair) -> Plan:
+    def _plan_of(self, run: Run, plans: Plans, program: _Pair, branch: Branch) -> Plan:
         found = signature(run.sites)
         if found == plans.latest.structure.signature:
             return plans.latest
         plan = plans.recall(found)
         if plan is None:
             before = plans.latest
-            plan = self._make_plan(*program, run=run, branching=plans.branching)
+            plan = self._make_plan(*program, run, plans.branching, branch)
             plans.keep(plan)
             if plan.structure.signature != found:  # it asks for sums, which this run had not
                 plans.sums = True
@@ -413,9 +505,9 @@ class Objective(ELBO):
 
     def _is_prepared(self, plan: Plan, first: Plan) -> bool:
         """Whether runs that were prepared for the first plan will do for another."""
-        scored = first.latents_with("score")
+        scored = first.latents_with("score", "dice")
         return all(
-            (name in scored) == (choice.estimator == "score")
+            (name in scored) == (choice.estimator in ("score", "dice"))
             for name, choice in plan.choices.items()
             if name in first.choices
         ) and (self.num_inner == 1 or all(plan.shares(n) == first.shares(n) for n in plan.choices))
@@ -440,6 +532,10 @@ class Objective(ELBO):
             f"cells with weights of their own ({one.layout.reason}) need the same sites in all "
             "particles. Use local_plates=() for joint weights, or StandardELBO."
         )
+
+    def _scored(self, plan: Plan) -> frozenset[str]:
+        nothing: frozenset[str] = frozenset()
+        return plan.structure.scored if plan.structure.scored and self._is_average() else nothing
 
     def _refreshed(self, plan: Plan) -> frozenset[str]:
         doubly = plan.latents_with("doubly_reparameterized", "doubly_reparameterized_wake")
@@ -472,16 +568,20 @@ class Objective(ELBO):
         kwargs: dict,
         run: Run | None = None,
         branching: frozenset[str] = frozenset(),
+        branch: Branch | None = None,
     ) -> Plan:
         program = model, guide, args, kwargs
         recall = {} if run is None else run.recalled | self._draws_of(run)
         try:
-            structure, sites = analyse(*program, recall, lenient=self._is_linear())
+            path = Branch(branch.path if branch else None)
+            structure, sites = analyse(*program, recall, lenient=self._is_linear(), branch=path)
         except AssertionError as error:  # it insists on the shapes of its own runs
             run = run or self._first_run(program, error)
             structure, sites = assume(run.sites), dict(run.sites)
         if run and structure.signature != signature(run.sites) and not _lacks_sums(run, structure):
             structure, sites = assume(run.sites), dict(run.sites)
+        if structure.averaged:
+            self._check_averages(structure, sites)
         layout = self._lay_out(structure, program, recall)
         routes = self.find_routes(structure, sites) if self.find_routes else {}
         plan = self._chosen(Plan(structure, layout, {}, routes, None), branching)
@@ -523,7 +623,9 @@ class Objective(ELBO):
             if route.expectations and choices[name].estimator == "doubly_reparameterized":
                 choices[name] = Choice("pathwise", "log q is averaged exactly")
         for name in branching & choices.keys():
-            choices[name] = Choice("score", "the sites of the program depend on it")
+            dice = choices[name].estimator == "dice"
+            reason = "the sites of the program depend on it"
+            choices[name] = Choice("dice" if dice else "score", reason)
         return replace(plan, choices=choices)
 
     def _draws_of(self, run: Run) -> Values:
@@ -531,7 +633,40 @@ class Objective(ELBO):
         if self.vectorize_particles and self.num_inner * self.num_outer > 1:
             return {}
         sites = {key.name: site for key, site in run.sites.items() if key.side == "guide"}
+        if any(map(is_enumerated, sites.values())):  # their dimensions are in other values too
+            return {}
         return {name: site["value"].detach() for name, site in sites.items() if is_random(site)}
+
+    def _check_averages(self, structure: Structure, sites: Mapping[FactorKey, Site]) -> None:
+        """Refuse what cannot be combined with a guide's enumeration."""
+        name = next(iter(structure.averaged))
+        found = f"Site '{name}' of the guide asks for enumeration"
+        drawing = (
+            f"To draw '{name}', remove infer={{'enumerate': ...}} from the guide, or wrap it: "
+            "poutine.infer_config(guide, lambda site: {'enumerate': None})."
+        )
+        if not self._is_average():
+            raise NotImplementedError(
+                f"{found}, but {self.name} is no average over log-weights: a sum over a guide's "
+                "values inside its non-linear function is another bound. Use StandardELBO or "
+                f"AnalyticKLELBO, where the sum is exact. {drawing} Or leave '{name}' out of the "
+                "guide and mark it in the model with infer={'enumerate': 'parallel'}: it is then "
+                "summed out of each weight."
+            )
+        if self.source is not None or self.sampler == "sobol":
+            what = "sampler='sobol'" if self.source is None else self.name
+            raise NotImplementedError(
+                f"{found}, which does not go together with {what}. Use StandardELBO or "
+                f"AnalyticKLELBO with sampler='random'. {drawing}"
+            )
+        for latent in structure.latents.values():
+            infer = sites[FactorKey("guide", latent.name)]["infer"]
+            if infer.get("baseline") and (structure.has_branches or latent.within):
+                raise ValueError(
+                    f"Site '{latent.name}' has infer['baseline'], but is drawn beside '{name}', "
+                    "which the guide enumerates: its score then has no baseline. Remove "
+                    "infer['baseline']."
+                )
 
     def _lay_out(self, structure: Structure, program: _Pair, recall: Values) -> Layout:
         if self.weights == "joint":
@@ -558,6 +693,10 @@ class Objective(ELBO):
         warnings.warn(f"{self.name} uses joint weights: {found}.", stacklevel=6)
         return joint(structure, found)
 
+    def _is_average(self) -> bool:
+        """Whether value and gradient are those of a mean over log-weights."""
+        return self._is_linear() and self.target.outer is mean and self.method is UNBIASED
+
     def _is_linear(self) -> bool:
         if self.target.inner is mean:
             return True
@@ -568,6 +707,8 @@ class Objective(ELBO):
         self, structure: Structure, model: Program, guide: Program, args: tuple, kwargs: dict
     ) -> None:
         if not self.vectorize_particles or self.num_inner * self.num_outer == 1:
+            return
+        if structure.has_branches:  # Python code may not take the draws of all particles at once
             return
         if not all(latent.evaluable for latent in structure.latents.values()):
             return
@@ -619,7 +760,18 @@ class Objective(ELBO):
 
 def _is_delta(plan: Plan, key: FactorKey) -> bool:
     in_model = key.name in plan.structure.parents
-    return key.side == "guide" and in_model and key.name not in plan.structure.latents
+    known = plan.structure.latents.keys() | plan.structure.averaged.keys()
+    return key.side == "guide" and in_model and key.name not in known
+
+
+def _explain_average(plan: Plan, name: str) -> Row:
+    site = plan.structure.averaged[name]
+    why = f"infer={{'enumerate': '{site.how}'}} in the guide"
+    if site.num_samples is None:
+        return Row(name, site.distribution, "all values", "-", "exact", "exact sum", why)
+    gradient = "pathwise" if site.reparameterized else "score"
+    draws = f"{site.num_samples} at once"
+    return Row(name, site.distribution, draws, "-", gradient, "Monte Carlo", why)
 
 
 def _explain_delta(plan: Plan, key: FactorKey) -> Row:

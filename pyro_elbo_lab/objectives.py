@@ -33,6 +33,9 @@ def StandardELBO(num_particles: int = 1, gradient: Gradient = "auto", **keywords
     schools, 100 steps after autoguides' initial scale of 0.1, 180 times the variance): start from a
     wider guide (`init_scale=0.5`), use a few particles, or begin with "pathwise".
 
+    Sites that the guide enumerates (`config_enumerate(guide)`, "parallel" or "sequential") are
+    averaged over exactly, as by `pyro.infer.TraceEnum_ELBO`; so are draws with num_samples=.
+
     Args:
         num_particles: draws that are averaged, at least 1.
         gradient: see the module.

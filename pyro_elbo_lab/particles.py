@@ -16,7 +16,8 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_elbo_lab.enumeration import log_density
+from pyro_elbo_lab.enumeration import Marginal, log_density
+from pyro_elbo_lab.expectations import Averages
 from pyro_elbo_lab.layout import Cells, Layout
 from pyro_elbo_lab.structure import PARTICLE_PLATE, FactorKey, Latent, Site, Structure, Values
 
@@ -85,6 +86,7 @@ class Draws:
         plates: the dimension of each of its plates.
         sites: its site in every run of the guide.
         densities: log q of every run, unscaled and without mask.
+        averages: those of every run whose guide is enumerated.
         stack: gives the densities of all runs the shape (K, M, *plates).
     """
 
@@ -94,6 +96,7 @@ class Draws:
     plates: Mapping[str, int]
     sites: tuple[Site, ...]
     densities: tuple[Tensor, ...]
+    averages: tuple[Averages, ...]
     stack: Callable[[list[Tensor]], Tensor]
 
     def log_q(self, *, fixed: bool = False, scaled: bool = False) -> Tensor:
@@ -101,7 +104,8 @@ class Draws:
 
         Args:
             fixed: detach the draw itself; what the guide read upstream stays live.
-            scaled: apply the user's scale and mask.
+            scaled: apply the user's scale and mask, and the probability of what the guide
+                enumerates, detached.
         """
         densities = list(self.densities)
         if fixed:
@@ -109,6 +113,13 @@ class Draws:
         if scaled:
             pairs = zip(densities, self.sites, strict=True)
             densities = [_scale_and_mask(density, site) for density, site in pairs]
+        if self.averages:
+            key = FactorKey("guide", self.latent.name)
+            pairs = zip(densities, self.averages, strict=True)
+            densities = [
+                own.average(key, density, fixed=True) if scaled else own.plain(key, density)
+                for density, own in pairs
+            ]
         return self.stack(densities)
 
     def scales(self) -> list[Tensor]:
@@ -134,6 +145,7 @@ class Run:
         expected: the exact expectations that take the place of some of these.
         model_trace: the trace of the model.
         recalled: the subsamples of plates, from `structure.to_recall`.
+        averages: over what the guide enumerates, None if that is nothing.
     """
 
     sites: Mapping[FactorKey, Site]
@@ -141,6 +153,7 @@ class Run:
     expected: Mapping[FactorKey, Tensor]
     model_trace: Trace
     recalled: Values
+    averages: Averages | None = None
 
 
 @dataclass(frozen=True)
@@ -260,6 +273,7 @@ def _draws(latent: Latent, runs: tuple[Run, ...], stack: Stack) -> Draws:
         plates=_dims(sites[0]),
         sites=sites,
         densities=tuple(run.densities[key] for run in runs),
+        averages=tuple(run.averages for run in runs if run.averages),
         stack=stack,
     )
 
@@ -280,6 +294,10 @@ def find_nan(particles: Particles) -> str | None:
 def _score(key: FactorKey, run: Run) -> Tensor:
     site = run.sites[key]
     density = run.expected.get(key, run.densities[key])
+    if run.averages:
+        if isinstance(site["fn"], Marginal):  # its scale has the dimensions of its plates
+            return _scale_and_mask(run.averages.average(key, density), site)
+        return run.averages.average(key, _scale_and_mask(density, site))
     frames = [f for f in site["cond_indep_stack"] if f.vectorized]
     allowed = {f.dim for f in frames}
     own = [f.dim for f in frames if f.name != PARTICLE_PLATE]

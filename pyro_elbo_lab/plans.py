@@ -73,12 +73,16 @@ class Plans:
         branching: latents on which the program branches, so that its sites depend on them.
         nesting: dimensions to leave to plates, as far as is known.
         sums: whether some runs have sites that are summed out.
+        averages: whether some runs have sites that the guide enumerates.
+        branches: whether it enumerates some of them sequentially.
     """
 
     latest: Plan
     branching: frozenset[str] = frozenset()
     nesting: int = 0
     sums: bool = False
+    averages: bool = False
+    branches: bool = False
     _met: int = 0
     _kept: OrderedDict[tuple[Any, ...], Plan] = field(default_factory=OrderedDict)
 
@@ -91,6 +95,8 @@ class Plans:
 
     def keep(self, plan: Plan) -> None:
         """Remember a plan, and forget that which was not used for longest."""
+        self.averages |= bool(plan.structure.averaged)
+        self.branches |= plan.structure.has_branches
         self._met += plan.structure.signature not in self._kept
         self._kept[plan.structure.signature] = self.latest = plan
         if len(self._kept) > MOST_PLANS:

@@ -7,7 +7,7 @@ estimators need "with z held fixed" is derived from the same run by automatic di
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -17,7 +17,9 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_elbo_lab.enumeration import is_enumerated, log_density
+from pyro_elbo_lab.branches import Branch
+from pyro_elbo_lab.enumeration import Marginal, is_enumerated, log_density
+from pyro_elbo_lab.expectations import Averages
 from pyro_elbo_lab.layout import Layout, linear
 from pyro_elbo_lab.particles import (
     CellBlock,
@@ -114,6 +116,8 @@ def draw(
     structure: Structure,
     layout: Layout,
     expectations: Mapping[FactorKey, Expectation] | None = None,
+    dice: frozenset[str] = frozenset(),
+    scored: frozenset[str] = frozenset(),
     **options: Any,
 ) -> Particles:
     """Run guide and model for all particles and sort their log-densities into the layout.
@@ -126,6 +130,8 @@ def draw(
         structure: their dependencies, from `structure.analyse`.
         layout: from `layout`.
         expectations: exact expectations that replace log-densities.
+        dice: as for `sort_runs`.
+        scored: as for `sort_runs`.
         options: those of `run_particles`.
 
     Returns:
@@ -144,7 +150,7 @@ def draw(
                 f"{difference(structure.signature, found)}. Here all runs must have the same: "
                 "give every branch the same sample sites (poutine.mask switches one off)."
             )
-    return sort_runs(done.runs, structure, layout, done.stack, expectations or {})
+    return sort_runs(done.runs, structure, layout, done.stack, expectations or {}, dice, scored)
 
 
 def sort_runs(
@@ -153,17 +159,46 @@ def sort_runs(
     layout: Layout,
     stack: Stack,
     expectations: Mapping[FactorKey, Expectation],
+    dice: frozenset[str] = frozenset(),
+    scored: frozenset[str] = frozenset(),
 ) -> Particles:
-    """Sort the log-densities of runs that have the sites of `structure` into the layout."""
+    """Sort the log-densities of runs that have the sites of `structure` into the layout.
+
+    Args:
+        runs: from `run_particles`.
+        structure: their dependencies, from `structure.analyse`.
+        layout: from `layout`.
+        stack: from `run_particles`.
+        expectations: exact expectations that replace log-densities.
+        dice: latents whose score stands in the weights of an average, see `expectations`.
+        scored: further sites of the guide whose score does.
+    """
+    done = tuple(_summed(run, structure, dice, scored) for run in runs)
     if expectations:
-        runs = tuple(
+        done = tuple(
             replace(
                 run,
                 expected={k: e.evaluate(run.sites[k], run.sites) for k, e in expectations.items()},
             )
-            for run in runs
+            for run in done
         )
-    return sort(runs, structure, layout, stack, expectations)
+    return sort(done, structure, layout, stack, expectations)
+
+
+def _summed(run: Run, structure: Structure, dice: frozenset[str], scored: frozenset[str]) -> Run:
+    """The run with the sums over its enumerated sites."""
+    averages = None
+    if structure.averaged or scored:
+        averages = Averages(run.sites, structure, dice, scored)
+    densities = {}
+    for key, site in run.sites.items():
+        if key in run.densities:
+            densities[key] = run.densities[key]
+        elif averages:
+            densities[key] = averages.density(key)
+        else:
+            densities[key] = log_density(site, site["value"])
+    return replace(run, densities=densities, averages=averages)
 
 
 def run_particles(
@@ -186,6 +221,7 @@ def run_particles(
     latent_scale: float | Tensor = 1.0,
     sobol: Placement | None = None,
     given: Values | None = None,
+    branch: Branch | None = None,
 ) -> Runs:
     """Run guide and model for all particles.
 
@@ -214,6 +250,10 @@ def run_particles(
         sobol: where scrambled Sobol points replace Gaussian noise, from `quasirandom.place`.
         given: values of latents of the guide that take the place of its draws, each with a leading
             dimension for the particles.
+        branch: enumerate the guide's sites, those that are enumerated sequentially in this branch.
+
+    Returns:
+        The runs, whose sums over sites are still to be evaluated: by `sort_runs`.
 
     Raises:
         DeeperPlatesError: plates that leave no dimension to vectorised particles or sums.
@@ -224,7 +264,7 @@ def run_particles(
     shared = frozenset(structure.latents.keys() - layout.local) if num_inner > 1 else frozenset()
 
     at_once = vectorize and num > 1
-    summed = bool(structure.enumerated) or sums
+    summed = bool(structure.enumerated or structure.averaged) or sums
     enumerate_from = first_enumerated_dim(nesting, at_once) if summed else None
     given = given or {}
     if vectorize and shared:
@@ -235,22 +275,29 @@ def run_particles(
         given_to = _Given(replaced, num if at_once else None, nesting)
         prepare = _Prepare(latents, tied, num_inner, detached, fresh, meet, leaves, given_to)
         unscaled = isinstance(latent_scale, float | int) and latent_scale == 1
-        with nullcontext() if unscaled else _ScaleLatents(latent_scale):
-            model_trace, guide_trace = run(model, guide, args, kwargs, prepare, enumerate_from)
+        with nullcontext() if unscaled else _ScaleLatents(latent_scale, prepare.met):
+            traces = run(model, guide, args, kwargs, prepare, enumerate_from, branch, inside)
+        model_trace, guide_trace = traces
         sites = factors(model_trace, guide_trace)
         if at_once or summed:
             _check_nesting(sites, nesting)
-        densities = {key: log_density(site, site["value"]) for key, site in sites.items()}
+        densities = {
+            key: log_density(site, site["value"])
+            for key, site in sites.items()
+            if not isinstance(site["fn"], Marginal)
+        }
         subsamples = to_recall(model_trace, guide_trace, ())
         drawn = guide_trace.nodes
         values = subsamples | {name: drawn[name]["value"] for name in shared if name in drawn}
         return Run(sites, densities, {}, model_trace, subsamples), values
 
     runs = []
+    plate = pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1) if at_once else None
+    inside = plate if branch is not None else None
+    around = plate if plate and not inside else nullcontext()
     nets = Nets(sobol, num_inner, num_outer)
     if vectorize:
-        plate = pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1) if num > 1 else nullcontext()
-        with nets.all_particles(), plate, _naming_vectorization(num, nesting):
+        with nets.all_particles(), around, _naming_vectorization(num, nesting):
             runs.append(once(shared, refreshed, given)[0])
     else:
         earlier: dict[int, Values] = {}
@@ -422,7 +469,11 @@ class _Given:
 
 
 class _Prepare(Messenger):
-    """Changes a latent's draw before model, guide and trace go on with it."""
+    """Changes a latent's draw before model, guide and trace go on with it.
+
+    Attributes:
+        met: the names of the guide's sites so far.
+    """
 
     def __init__(
         self,
@@ -444,8 +495,10 @@ class _Prepare(Messenger):
         self.refreshed = refreshed
         self.meet = meet
         self.leaves = leaves
+        self.met: set[str] = set()
 
     def _pyro_sample(self, msg: Site) -> None:
+        self.met.add(msg["name"])
         if msg["name"] in self.given.values:
             msg["value"] = self.given.value_of(msg)
             msg["done"] = True
@@ -476,12 +529,13 @@ def _changed(value: Tensor, how: str) -> Tensor:
 
 class _ScaleLatents(Messenger):
     """Multiplies the scale of all sites but the model's observations and what is summed out, which
-    is a part of their density."""
+    is a part of their density: what is enumerated and not among the guide's sites."""
 
-    def __init__(self, scale: float | Tensor) -> None:
+    def __init__(self, scale: float | Tensor, guided: Collection[str]) -> None:
         super().__init__()
         self.scale = scale
+        self.guided = guided
 
     def _pyro_sample(self, msg: Site) -> None:
-        if not msg["is_observed"] and not is_enumerated(msg):
+        if not msg["is_observed"] and (msg["name"] in self.guided or not is_enumerated(msg)):
             msg["scale"] = self.scale * msg["scale"]

@@ -5,6 +5,8 @@ are functions of latents and parameters. A *factor* is a sample site's log-densi
 the model or of the guide. For every factor we record its plates and the latents that it reads, by
 letting the latents' values carry their names through the program (`pyro.ops.provenance`). Sites of
 the model that `enumeration` sums together are one factor, which reads what each of them reads.
+Sites of the guide over which `expectations` averages are no latents: what reads them reads the
+latents that they depend on.
 
 Together with `particles` this is the only module that runs programs under Pyro's handlers.
 """
@@ -27,6 +29,7 @@ from pyro.util import check_model_guide_match
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pyro_elbo_lab.branches import Branch
 from pyro_elbo_lab.dims import delta
 from pyro_elbo_lab.enumeration import (
     Marginal,
@@ -36,7 +39,10 @@ from pyro_elbo_lab.enumeration import (
     is_enumerated,
     join,
     marginalise,
+    plates_of,
     variable,
+    variable_or_none,
+    variables_of,
 )
 from pyro_elbo_lab.state import random_states_kept
 
@@ -74,6 +80,7 @@ class Latent:
             in which rounding errors grow.
         dtype: of its draws.
         device: of its draws.
+        within: the enumerated sites of the guide for each value of which it is drawn.
     """
 
     name: str
@@ -85,6 +92,24 @@ class Latent:
     evaluable: bool
     dtype: torch.dtype
     device: torch.device
+    within: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """A site whose values the guide enumerates.
+
+    Attributes:
+        how: "parallel" or "sequential".
+        distribution: the name of the guide's distribution, for messages.
+        num_samples: how many draws stand in the place of all its values, None if it has all.
+        reparameterized: whether such draws are differentiable in the guide's parameters.
+    """
+
+    how: str
+    distribution: str
+    num_samples: int | None
+    reparameterized: bool
 
 
 @dataclass(frozen=True)
@@ -95,11 +120,15 @@ class Structure:
         latents: by name, in the order in which the guide draws them.
         reads: for every factor the latents on which it depends, directly or not.
         plates: for every factor the names of its vectorised plates.
-        parents: for every latent site of the model the latents on which its prior depends.
+        parents: for every latent site of the model the latents on which its prior depends: itself
+            among them where the guide has a value in between that depends on it.
         plate_dims: the dimension of every vectorised plate; outermost plates first.
         sums: for every factor of sites that are summed together these sites' names.
         enumerated: names of the model's sites that are summed out.
         escaped: the latents that became Python numbers or branches of the program.
+        averaged: by name, the guide's sites whose values are enumerated.
+        scored: the guide's sites with a given value that need their score all the same, as what
+            they are the density of was drawn outside of Pyro: pyro.factor(has_rsample=False).
         signature: what must not change between runs for this record to hold.
     """
 
@@ -111,12 +140,19 @@ class Structure:
     sums: Mapping[FactorKey, tuple[str, ...]]
     enumerated: tuple[str, ...]
     escaped: frozenset[str]
+    averaged: Mapping[str, Averaged]
+    scored: frozenset[str]
     signature: tuple[Any, ...]
 
     @property
     def max_plate_nesting(self) -> int:
         """The number of dimensions that the vectorised plates take."""
         return max((-dim for dim in self.plate_dims.values()), default=0)
+
+    @property
+    def has_branches(self) -> bool:
+        """Whether the guide has sites that are enumerated sequentially."""
+        return any(site.how == "sequential" for site in self.averaged.values())
 
     @property
     def points(self) -> tuple[str, ...]:
@@ -127,12 +163,13 @@ class Structure:
             if key.side == "guide"
             and key.name in self.parents
             and key.name not in self.latents
+            and key.name not in self.averaged
             and not reads
         )
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is summed out, for messages."""
+        """What is summed out or averaged over, for messages."""
         summed = {key: set(self.enumerated).intersection(names) for key, names in self.sums.items()}
         return tuple(
             f"summed out exactly: {join(n for n in self.sums[key] if n in names)} "
@@ -149,6 +186,8 @@ def run(
     kwargs: dict,
     while_guiding: AbstractContextManager[Any] | None = None,
     first_enumerated_dim: int | None = None,
+    branch: Branch | None = None,
+    particles: pyro.plate | None = None,
 ) -> tuple[Any, Any]:
     """Run the guide, then the model on the guide's draws.
 
@@ -160,6 +199,9 @@ def run(
         while_guiding: a handler that sees the guide's sites but not the model's.
         first_enumerated_dim: give the model's enumerated sites all their values at once, in this
             dimension and those to the left of it; if None they are drawn.
+        branch: enumerate the guide's sites too, those that are enumerated sequentially in this
+            branch; if None they are drawn.
+        particles: a plate around both, of which enumeration is to know.
 
     Returns:
         The traces (model, guide), each with its subsample sites.
@@ -167,8 +209,15 @@ def run(
     Raises:
         ValueError: a plate of size 0.
     """
+    if particles is not None:
+        model, guide = particles(model), particles(guide)
     if first_enumerated_dim is not None:
-        model = poutine.enum(model, first_available_dim=first_enumerated_dim)
+        first_of_model = first_enumerated_dim if branch is None else None  # None: after the guide's
+        model = poutine.enum(model, first_available_dim=first_of_model)
+        if branch is not None:
+            guide = poutine.enum(guide, first_available_dim=first_enumerated_dim)
+    if branch is not None and not isinstance(poutine.unwrap(guide), GuideMessenger):
+        guide = branch(guide)
     try:
         return _run(model, guide, args, kwargs, while_guiding or nullcontext())
     except ZeroDivisionError as error:
@@ -223,7 +272,8 @@ def factors(model_trace: Any, guide_trace: Any) -> dict[FactorKey, Site]:
         }
         for trace in (model_trace, guide_trace)
     )
-    keyed = {FactorKey("model", name): site for name, site in marginalise(model).items()}
+    given = frozenset(name for name, site in guide.items() if is_enumerated(site))
+    keyed = {FactorKey("model", name): site for name, site in marginalise(model, given).items()}
     return keyed | {FactorKey("guide", name): site for name, site in guide.items()}
 
 
@@ -305,6 +355,7 @@ def analyse(
     recall: Values | None = None,
     *,
     lenient: bool = False,
+    branch: Branch | None = None,
 ) -> tuple[Structure, dict[FactorKey, Site]]:
     """Run model and guide twice, without touching the random state, and record their structure.
 
@@ -315,6 +366,7 @@ def analyse(
         kwargs: keyword arguments of both.
         recall: from `to_recall`, what decides the structure of programs whose sites vary.
         lenient: warn of sites of the guide that the model does not have or observes, as Pyro does.
+        branch: as for `run`.
 
     Returns:
         The dependencies, and the sites of the first run.
@@ -325,14 +377,16 @@ def analyse(
         NotImplementedError: a site asks for an enumeration that is not done here.
     """
     given = recall or {}
+    programs = model, guide, args, kwargs
     with aside(Recall(given)):
-        model_trace, guide_trace = run(model, guide, args, kwargs)
+        model_trace, guide_trace = run(*programs, branch=branch)
     recall = to_recall(model_trace, guide_trace, ()) | given
     _check_messenger(model, guide, guide_trace, args, kwargs)
     enumerated = _check(model_trace, guide_trace, lenient)
+    averaged = {} if branch is None else _averaged(guide, guide_trace)
     drawn = factors(model_trace, guide_trace)
     try:
-        found = _follow(model, guide, args, kwargs, enumerated, recall)
+        found = _follow(*programs, enumerated, averaged, recall, branch)
         if found[0].keys() != drawn.keys():
             raise RuntimeError("the sites change with more than the random numbers of Pyro")
     except Exception as error:
@@ -344,14 +398,13 @@ def analyse(
         )
         found = None
     sites = drawn
-    if enumerated:
+    if enumerated or averaged:
         nesting = max((-f.dim for site in drawn.values() for f in _plates(site)), default=0)
-        sites = _sum_out(
-            model, guide, args, kwargs, enumerated, first_enumerated_dim(nesting), recall
-        )
+        first_dim = first_enumerated_dim(nesting)
+        sites = _sum_out(*programs, (*enumerated, *averaged), first_dim, recall, branch)
         if found:
-            _check_reach(sites, found[0])
-    return _build(drawn, sites, enumerated, found, bool(given)), sites
+            _check_reach(sites, found[0], averaged)
+    return _build(drawn, sites, enumerated, averaged, found, bool(given)), sites
 
 
 def are_paired(sites: Mapping[FactorKey, Site]) -> bool:
@@ -374,16 +427,20 @@ def assume(sites: Mapping[FactorKey, Site]) -> Structure:
         sites: from `factors`.
     """
     drawn = {k: s for key, site in sites.items() for k, s in summands(key, site).items()}
+    averaged = _averages({k.name: site for k, site in drawn.items() if k.side == "guide"})
     enumerated = tuple(
-        key.name for key, site in drawn.items() if key.side == "model" and is_enumerated(site)
+        key.name
+        for key, site in drawn.items()
+        if key.side == "model" and is_enumerated(site) and key.name not in averaged
     )
-    return _build(drawn, sites, enumerated, None, False)
+    return _build(drawn, sites, enumerated, averaged, None, False)
 
 
 def _build(
     drawn: Mapping[FactorKey, Site],
     sites: Mapping[FactorKey, Site],
     enumerated: tuple[str, ...],
+    averaged: Mapping[str, Averaged],
     found: Dependencies | None,
     recalled: bool,
 ) -> Structure:
@@ -399,7 +456,7 @@ def _build(
     escaped = everything if opaque else escaped
     latents: dict[str, Latent] = {}
     for key, site in drawn.items():
-        if key.side == "guide" and is_random(site):
+        if key.side == "guide" and is_random(site) and key.name not in averaged:
             upstream = (params[key] | escaped) & latents.keys()
             latents[key.name] = Latent(
                 name=key.name,
@@ -411,6 +468,7 @@ def _build(
                 evaluable=is_evaluable(site),
                 dtype=site["value"].dtype,
                 device=site["value"].device,
+                within=_within(key, sites),
             )
     reads = {
         key: ((direct[key] | escaped) & latents.keys()) | ({key.name} & latents.keys())
@@ -425,7 +483,7 @@ def _build(
         },
         plates={key: frozenset(f.name for f in _plates(site)) for key, site in sites.items()},
         parents={
-            key.name: (params[key] | escaped) & latents.keys() - {key.name}
+            key.name: (params[key] | (escaped - {key.name})) & latents.keys()
             for key, site in drawn.items()
             if key.side == "model" and not site["is_observed"]
         },
@@ -437,6 +495,8 @@ def _build(
         },
         enumerated=enumerated,
         escaped=from_python & latents.keys(),
+        averaged=averaged,
+        scored=frozenset(key.name for key, site in drawn.items() if _is_scored(key, site)),
         signature=signature(sites),
     )
 
@@ -458,13 +518,16 @@ def _follow(
     args: tuple,
     kwargs: dict,
     enumerated: tuple[str, ...],
+    averaged: Mapping[str, Averaged],
     recall: Values,
+    branch: Branch | None,
 ) -> Dependencies:
     """For every factor the latents that it reads, the same for its parameters alone, and the
     latents that left the tensor world. Enumerated sites, here drawn, count as read too."""
     if enumerated:
         model = _CarryEnumerated(enumerated)(model)
     for grad in (False, True):  # most programs need none, some differentiate something themselves
+        carry = _CarryNames(averaged)
         with (
             aside(Recall(recall)),
             torch.set_grad_enabled(grad),
@@ -472,7 +535,8 @@ def _follow(
             _Escapes() as escapes,
         ):
             try:
-                carried = factors(*run(model, guide, args, kwargs, while_guiding=_CarryNames()))
+                traces = run(model, guide, args, kwargs, while_guiding=carry, branch=branch)
+                carried = factors(*traces)
                 direct = {key: _provenance(site, site["value"]) for key, site in carried.items()}
                 params = {key: _provenance(site, _plain(site)) for key, site in carried.items()}
             except RuntimeError:
@@ -491,40 +555,82 @@ def _sum_out(
     enumerated: tuple[str, ...],
     first_dim: int,
     recall: Values,
+    branch: Branch | None,
 ) -> dict[FactorKey, Site]:
     try:
         with aside(Recall(recall)):
-            traces = run(model, guide, args, kwargs, first_enumerated_dim=first_dim)
+            traces = run(model, guide, args, kwargs, None, first_dim, branch)
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
         raise ValueError(
             f"The model runs, but fails while {join(map(repr, enumerated))} take all their values "
             f"at once to be summed out ({type(error).__name__}: {error}). They then have a new "
             "dimension to the left of all plates: count dimensions from the right, index with "
-            "pyro.ops.indexing.Vindex, and make no Python numbers or branches of them."
+            "pyro.ops.indexing.Vindex, and make no Python numbers or branches of them. (A guide's "
+            "site may have its values one after the other: infer={'enumerate': 'sequential'}.)"
         ) from error
     return factors(*traces)
 
 
+def _is_scored(key: FactorKey, site: Site) -> bool:
+    is_given = key.side == "guide" and site["is_observed"]
+    return is_given and not getattr(site["fn"], "has_rsample", False)
+
+
+def _within(key: FactorKey, sites: Mapping[FactorKey, Site]) -> tuple[str, ...]:
+    """The guide's enumerated sites whose dimensions one of its other sites has."""
+    found = variables_of(sites[key])
+    guide = [(k.name, site) for k, site in sites.items() if k.side == "guide"]
+    return tuple(name for name, site in guide if variable_or_none(site) in found)
+
+
 def _check_reach(
-    sites: Mapping[FactorKey, Site], direct: Mapping[FactorKey, frozenset[str]]
+    sites: Mapping[FactorKey, Site],
+    direct: Mapping[FactorKey, frozenset[str]],
+    averaged: Mapping[str, Averaged],
 ) -> None:
     """Refuse what shapes alone would not show: enumerated sites that are read outside of their
     plates, or when pyro.markov has given their dimension to another."""
     parts = {k: s for key, site in sites.items() for k, s in summands(key, site).items()}
-    enumerated = {
-        _tag(key.name): (key.name, site)
+    tags = {
+        _tag(key.name): (key, site)
         for key, site in parts.items()
-        if key.side == "model" and is_enumerated(site)
+        if (key.side == "guide" and key.name in averaged)
+        or (key.side == "model" and key.name not in averaged and is_enumerated(site))
     }
     for key, site in parts.items():
-        for tag in sorted(direct[key] & enumerated.keys()):
-            other, read = enumerated[tag]
-            check_inside(key.name, site, other, read)
-            if variable(read) not in in_scope(site):
+        for tag in sorted(direct[key] & tags.keys()):
+            other, read = tags[tag]
+            if other.side == "guide":
+                check_average(key, site, other.name, read)
+            else:
+                check_inside(key.name, site, other.name, read)
+            if is_enumerated(read) and variable(read) not in in_scope(site):
                 raise ValueError(
-                    f"Site '{key.name}' depends on '{other}', which is summed out and which "
+                    f"Site '{key.name}' depends on '{other.name}', which is summed out and which "
                     "pyro.markov has put out of its scope. Raise the history= of pyro.markov."
                 )
+
+
+def check_average(key: FactorKey, site: Site, other: str, read: Site) -> None:
+    """Raise a ValueError if a site lies outside a plate of a site of the guide that is enumerated
+    there and that it reads."""
+    around = {f.name for f in plates_of(site)}
+    for plate in plates_of(read):
+        if plate.name not in around and isinstance(site["fn"], Marginal):
+            raise ValueError(
+                "Expected model enumeration to be no more global than guide enumeration, but the "
+                f"sum over discrete sites of the model among '{key.name}' takes in all of plate "
+                f"'{plate.name}', in which the guide enumerates '{other}': the average of its "
+                "logarithm would take exponential time. Enumerate these sites in the guide too, or "
+                f"remove infer={{'enumerate': ...}} from '{other}' to draw it."
+            )
+        if plate.name not in around:
+            raise ValueError(
+                f"Site '{key.name}' of the {key.side} lies outside plate '{plate.name}' but "
+                f"depends on '{other}', which the guide enumerates within it: an average over all "
+                f"its combinations would take exponential time. Move '{key.name}' into the plate, "
+                f"or remove infer={{'enumerate': ...}} from '{other}' to draw it."
+            )
 
 
 @contextmanager
@@ -589,13 +695,20 @@ def _provenance(site: Site, value: Any) -> frozenset[str]:
 
 
 class _CarryNames(Messenger):
-    """Lets the value of each random draw carry its own name and those of its upstream draws."""
+    """Lets the value of each random draw carry its own name and those of its upstream draws, that
+    of an enumerated site a tag in the place of its name and of those of enumerated ones."""
+
+    def __init__(self, averaged: Mapping[str, Averaged]) -> None:
+        super().__init__()
+        self.averaged = averaged
 
     def _pyro_post_sample(self, msg: Site) -> None:
         if not is_subsample(msg) and is_random(msg):
-            value = _plain(msg)
+            value, name = _plain(msg), msg["name"]
             upstream = get_provenance(msg["value"]) | _provenance(msg, value)
-            msg["value"] = track_provenance(value, upstream | {msg["name"]})
+            if name in self.averaged:
+                upstream, name = _untagged(upstream), _tag(name)
+            msg["value"] = track_provenance(value, upstream | {name})
 
 
 _TAG = "summed out: "
@@ -603,6 +716,10 @@ _TAG = "summed out: "
 
 def _tag(name: str) -> str:
     return _TAG + name
+
+
+def _untagged(names: frozenset[str]) -> frozenset[str]:
+    return frozenset(name for name in names if not name.startswith(_TAG))
 
 
 class _CarryEnumerated(Messenger):
@@ -615,8 +732,7 @@ class _CarryEnumerated(Messenger):
 
     def _pyro_post_sample(self, msg: Site) -> None:
         if msg["name"] in self.names:
-            upstream = {name for name in get_provenance(msg["value"]) if not name.startswith(_TAG)}
-            carried = frozenset(upstream | {_tag(msg["name"])})
+            carried = _untagged(get_provenance(msg["value"])) | {_tag(msg["name"])}
             msg["value"] = track_provenance(_plain(msg), carried)
 
 
@@ -644,9 +760,6 @@ def _check(model_trace: Any, guide_trace: Any, lenient: bool) -> tuple[str, ...]
         {name: site for name, site in trace.nodes.items() if not is_subsample(site)}
         for trace in (model_trace, guide_trace)
     )
-    for name, site in guide_sites.items():
-        if _mark(site):
-            _refuse_enumeration_in_guide(name, name in model_sites)
     enumerated = tuple(
         name for name, site in model_sites.items() if _mark(site) and name not in guide_sites
     )
@@ -702,19 +815,65 @@ def _mark(site: Site) -> str | None:
     return (site["infer"] or {}).get("enumerate") if is_latent else None
 
 
-def _refuse_enumeration_in_guide(name: str, in_model: bool) -> None:
-    exact = (
-        f"mark '{name}' in the model and remove it from the guide (the sum over its values is then "
-        "exact), "
-        if in_model
-        else ""
-    )
-    raise NotImplementedError(
-        f"Site '{name}' of the guide asks for enumeration; these objectives sum out sites of the "
-        f"model only. Choose: {exact}remove infer={{'enumerate': ...}} in the guide to draw it "
-        "there (its gradient is then the score-function estimator), or use "
-        "pyro.infer.TraceEnum_ELBO."
-    )
+def _averaged(guide: Program, guide_trace: Any) -> dict[str, Averaged]:
+    """The guide's enumerated sites, checked."""
+    sites = {name: site for name, site in guide_trace.nodes.items() if not is_subsample(site)}
+    found = {name: mark for name, site in sites.items() if (mark := _mark(site))}
+    if found and isinstance(poutine.unwrap(guide), GuideMessenger):
+        raise NotImplementedError(
+            f"Site '{min(found)}' of the guide asks for enumeration, which a GuideMessenger such "
+            f"as {type(poutine.unwrap(guide)).__name__} cannot do: it runs model and guide as one "
+            "program. Use a guide of the other kind, such as AutoNormal."
+        )
+    return _averages(sites)
+
+
+def _averages(sites: Mapping[str, Site]) -> dict[str, Averaged]:
+    found = {name: mark for name, site in sites.items() if (mark := _mark(site))}
+    for name, mark in found.items():
+        _check_average(name, mark, sites[name])
+    return {
+        name: Averaged(
+            how=mark,
+            distribution=_distribution_name(sites[name]["fn"]),
+            num_samples=sites[name]["infer"].get("num_samples"),
+            reparameterized=bool(getattr(sites[name]["fn"], "has_rsample", False)),
+        )
+        for name, mark in found.items()
+    }
+
+
+def _check_average(name: str, mark: str, site: Site) -> None:
+    num_samples = site["infer"].get("num_samples")
+    if mark not in ("parallel", "sequential"):
+        raise ValueError(
+            f"Site '{name}' of the guide asks for enumerate={mark!r}; expected 'parallel' or "
+            "'sequential'."
+        )
+    if num_samples is None:
+        unlistable = _unlistable(site)
+        if unlistable:
+            raise ValueError(
+                f"Site '{name}' of the guide is marked infer={{'enumerate': '{mark}'}}, but the "
+                f"values of its {_distribution_name(site['fn'])} cannot be listed ({unlistable}). "
+                "Remove the mark to draw it, or use a distribution of finite support without "
+                "dependent dimensions."
+            )
+    elif mark == "sequential" or num_samples < 2:
+        raise ValueError(
+            f"Site '{name}' of the guide asks for num_samples={num_samples!r} with "
+            f"enumerate='{mark}'; expected at least 2 samples with enumerate='parallel'."
+        )
+
+
+def _unlistable(site: Site) -> str | None:
+    """Why the values of a distribution cannot be listed, None if they can."""
+    try:
+        with torch.no_grad():
+            site["fn"].enumerate_support(expand=False)
+    except (NotImplementedError, AttributeError) as error:
+        return str(error) or type(error).__name__
+    return None
 
 
 def _check_enumerable(name: str, site: Site) -> None:
@@ -730,16 +889,14 @@ def _check_enumerable(name: str, site: Site) -> None:
             "instead of all its values (tensor Monte Carlo). Remove num_samples to sum it out "
             "exactly, or sample it in the guide."
         )
-    try:
-        with torch.no_grad():
-            site["fn"].enumerate_support(expand=False)
-    except (NotImplementedError, AttributeError) as error:
+    unlistable = _unlistable(site)
+    if unlistable:
         raise ValueError(
             f"Site '{name}' of the model is marked infer={{'enumerate': 'parallel'}} and missing "
             f"in the guide, but the values of its {_distribution_name(site['fn'])} cannot be "
-            f"listed ({error}). Sample '{name}' in the guide, or use a distribution of finite "
-            "support without dependent dimensions."
-        ) from error
+            f"listed ({unlistable}). Sample '{name}' in the guide, or use a distribution of "
+            "finite support without dependent dimensions."
+        )
 
 
 def _check_messenger(

@@ -636,4 +636,41 @@ FAULTS = [
         "if True:",
         (f"{VARYING}::test_score_gradients_of_weighted_particles[2-importance]",),
     ),
+    Mutant(
+        "a guide's values all weigh the same",
+        "expectations",
+        "weight = aligned(log_weight, dims).exp()",
+        "weight = 0 * aligned(log_weight, dims) + 0.5",
+        ("tests/laws/test_guide_enumeration.py::test_all_values_are_the_sum_by_hand[parallel]",),
+    ),
+    Mutant(
+        "what is drawn for every value of an enumerated site has no score",
+        "expectations",
+        "named(total - total.detach(), rest)",
+        "named(0 * total.detach(), rest)",
+        (
+            "tests/laws/test_guide_enumeration.py::test_scores_beside_enumeration_are_unbiased"
+            "[all rows-vectorized-parallel]",
+        ),
+    ),
+    Mutant(
+        "branches that a term does not depend on are counted many times",
+        "expectations",
+        "share /= num_values(site)",
+        "pass",
+        (
+            "tests/laws/test_guide_enumeration.py::test_value_and_pathwise_gradient_are_those_of_"
+            "pyro[nested plates, sequential-False]",
+        ),
+    ),
+    Mutant(
+        "every branch draws anew what was drawn before it parted",
+        "branches",
+        "elif name in self.shared and",
+        "elif False and",
+        (
+            "tests/laws/test_guide_enumeration.py::test_value_and_pathwise_gradient_are_those_of_"
+            "pyro[cells, sequential-False]",
+        ),
+    ),
 ]

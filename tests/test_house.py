@@ -35,9 +35,9 @@ STORY = [
     ["replay", "programs"],
     ["groups", "learnt"],
     ["simulation"],
-    ["enumeration", "products"],
+    ["branches", "enumeration", "products"],
     ["structure"],
-    ["layout", "sleep", "given"],
+    ["layout", "sleep", "given", "expectations"],
     ["particles"],
     ["target", "baselines"],
     ["score"],
@@ -97,6 +97,7 @@ DEFERRED = {
     "result": {"plots"},
 }
 RUN_MODELS_UNDER_POUTINE = {
+    "branches",
     "structure",
     "particles",
     "quasirandom",
