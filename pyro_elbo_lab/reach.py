@@ -327,7 +327,7 @@ class _Walk:
         within = getattr(value, "__dict__", {})
         if within:
             foreign = is_library(kind.__module__) and kind not in _PLAIN
-            theirs = stored_by_libraries(kind) | _INTERNAL | _COUNTERS
+            theirs = stored_by_libraries(kind) | _INTERNAL | _COUNTERS | _normalised(within)
             keys = [
                 key
                 for key in within
@@ -414,6 +414,14 @@ class _Walk:
         if isinstance(value, types.GeneratorType) and value.gi_frame is not None:
             for key, local in value.gi_frame.f_locals.items():
                 self.visit(local, f"{path} {key}", key)
+
+
+def _normalised(within: Mapping[str, Any]) -> set[str]:
+    """Weights that PyTorch computes from others before every call, under their old names."""
+    own = within.get("_parameters") or {}
+    return {name[:-5] for name in own if name.endswith("_orig")} | {
+        name[:-2] for name in own if name.endswith("_v")
+    }
 
 
 def _in_cell(cell: types.CellType) -> Any:

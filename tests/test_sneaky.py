@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyro_elbo_lab.compiled import compiled
+from pyro_elbo_lab.fit import fit
 from tests.sneaky import containers, functions, harmless, leaving, objects, surroundings
 from tests.sneaky.registry import ROWS, Row, default_objective
 
@@ -82,6 +83,28 @@ def case_changes(row: Row) -> bool:
         losses.append(objective.loss(case.model, case.guide, *case.args))
     torch.set_default_dtype(torch.float32)
     return losses[0] != losses[1]
+
+
+FITTED = [
+    "surroundings: counter of itertools",
+    "surroundings: clock",
+    "leaving: attribute of the guide",
+    "leaving: trace of the guide",
+]
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_a_fit_runs_them_eagerly_and_says_why(name: str) -> None:
+    pyro.clear_param_store()
+    row = ROWS[name]
+    case = row.build()
+    objective = default_objective(case)
+    with pytest.warns(UserWarning, match=f"not compiled: .*{row.reason}"):
+        result = fit(
+            case.model, case.guide, *case.args, objective=objective, num_steps=3, compile=True,
+            progress=False,
+        )  # fmt: skip
+    assert result.compilation.startswith("eager: ") and row.reason in result.compilation
 
 
 def test_the_table_is_long() -> None:
