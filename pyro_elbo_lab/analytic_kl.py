@@ -110,14 +110,14 @@ def _partner(latent: Latent, structure: Structure, sites: Sites) -> tuple[Factor
         return None, "the model sees a transformation of it"
     if FactorKey("model", name) not in sites:
         return None, f"in the model the sum over discrete sites takes in the prior of '{name}'"
-    if latent.name in structure.parents[name]:
-        return None, f"in the model '{name}' depends on what the guide makes of it"
-    for parent in sorted(structure.parents[name]):
+    for parent in sorted(structure.parents[name] - {latent.name}):
         if latent.name in structure.latents[parent].upstream:
             return None, (
                 f"in the model '{name}' depends on '{parent}', which the guide draws depending on "
                 f"'{latent.name}'"
             )
+    if latent.name in structure.parents[name]:
+        return None, f"in the model '{name}' depends on what the guide makes of '{latent.name}'"
     return FactorKey("model", name), ""
 
 
