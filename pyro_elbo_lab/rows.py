@@ -18,7 +18,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-__all__ = ["in_named_order", "replayed", "sites_by_position"]
+__all__ = ["in_named_order", "names_rows", "replayed", "sites_by_position"]
 
 _BY_PLACE = (AutoContinuous, AutoStructured, AutoGaussian)
 
@@ -106,14 +106,25 @@ class _Give(Messenger):
                 raise _NamedError(msg["name"], msg["value"])
 
 
+def names_rows(site: Any) -> bool:
+    """Whether the model has named the rows of a plate, in a trace from `replayed`."""
+    return bool((site["infer"] or {}).get(_NAMED))
+
+
+_NAMED = "_rows_named"
+
+
 class _Watch(Messenger):
     def __init__(self, drawn: set[str]) -> None:
         super().__init__()
         self.drawn = drawn
 
     def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) and msg["value"] is not None and msg["name"] in self.drawn:
+        if not site_is_subsample(msg) or msg["value"] is None:
+            return
+        if msg["name"] in self.drawn:
             raise _NamedError(msg["name"], msg["value"])
+        msg["infer"][_NAMED] = True
 
 
 class in_named_order(Messenger):  # noqa: N801

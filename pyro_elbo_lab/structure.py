@@ -44,7 +44,7 @@ from pyro_elbo_lab.enumeration import (
     variable_or_none,
     variables_of,
 )
-from pyro_elbo_lab.rows import in_named_order, replayed, sites_by_position
+from pyro_elbo_lab.rows import in_named_order, names_rows, replayed, sites_by_position
 from pyro_elbo_lab.state import random_states_kept
 
 Side = Literal["model", "guide"]
@@ -332,6 +332,8 @@ class Recall(Messenger):
         if msg["is_observed"] or msg["done"]:  # such as by replay, whose value knows its origin
             return
         value = self.values.get(_recalled_as(msg))
+        if value is None and is_subsample(msg):  # the guide's plate has fewer or more rows
+            value = self.values.get(_named_as(msg))
         if value is not None:
             msg["done"] = True
             msg["value"] = value
@@ -340,13 +342,15 @@ class Recall(Messenger):
 def to_recall(model_trace: Any, guide_trace: Any, latents: Collection[str]) -> Values:
     """The subsamples of all plates, and the draws of the named latents."""
     sites = [*model_trace.nodes.items(), *guide_trace.nodes.items()]
-    values = {  # by the rows that it has, as a model may name more or fewer than the guide's plate
-        _recalled_as(site, len(site["value"])): site["value"]
-        for _, site in sites
-        if is_subsample(site)
-    }
+    plates = [site for _, site in sites if is_subsample(site)]
+    values = {_named_as(site): site["value"] for site in plates if names_rows(site)}
+    values |= {_recalled_as(site, len(site["value"])): site["value"] for site in plates}
     drawn = guide_trace.nodes
     return values | {name: drawn[name]["value"] for name in latents if name in drawn}
+
+
+def _named_as(site: Site) -> str:
+    return f"{site['name']} named of {site['fn'].size}"
 
 
 def _recalled_as(site: Site, rows: int | None = None) -> str:

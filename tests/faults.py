@@ -450,7 +450,7 @@ FAULTS = [
     Mutant(
         "captures are not compared with eager runs",
         "evaluation",
-        "    _compare(evaluation, eager, first)\n",
+        "    _compare(evaluation, activity, eager, first)\n",
         "",
         graph("seed set inside"),
     ),
@@ -532,17 +532,10 @@ FAULTS = [
         graph("closure number replaced"),
     ),
     Mutant(
-        "counters may count runs",
-        "evaluation",
-        "    if changed:\n",
-        "    if False:\n",
-        graph("slow counter in the closure"),
-    ),
-    Mutant(
         "parameters stay where they were",
         "compiled",
-        "return same and self.condition == _condition(self.evaluation)",
-        "return same",
+        "return self.is_of(leaves) and self.condition == _condition(self.evaluation)",
+        "return self.is_of(leaves)",
         graph("parameter memory replaced"),
     ),
     Mutant(
