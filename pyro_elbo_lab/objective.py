@@ -94,8 +94,8 @@ class _Evaluation:
 
     @property
     def mixture(self) -> Mixture | None:
-        """The parts if there are several."""
-        if len(self.parts) == 1:
+        """The parts if there are several particles with other sites each."""
+        if len(self.parts) == 1 or self.share is not None:
             return None
         return Mixture(self.parts, tuple(plan.choices for plan in self.plans))
 

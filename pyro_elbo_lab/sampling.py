@@ -264,7 +264,7 @@ def run_particles(
     shared = frozenset(structure.latents.keys() - layout.local) if num_inner > 1 else frozenset()
 
     at_once = vectorize and num > 1
-    summed = bool(structure.enumerated or structure.averaged) or sums
+    summed = bool(structure.enumerated) or sums or branch is not None
     enumerate_from = first_enumerated_dim(nesting, at_once) if summed else None
     given = given or {}
     if vectorize and shared:
