@@ -118,13 +118,18 @@ class _Watch(Messenger):
     def __init__(self, drawn: set[str]) -> None:
         super().__init__()
         self.drawn = drawn
+        self.named: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
         if not site_is_subsample(msg) or msg["value"] is None:
             return
         if msg["name"] in self.drawn:
             raise _NamedError(msg["name"], msg["value"])
-        msg["infer"][_NAMED] = True
+        self.named.add(msg["name"])
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in self.named:  # not before: replay hands over the guide's infer
+            msg["infer"][_NAMED] = True
 
 
 class in_named_order(Messenger):  # noqa: N801

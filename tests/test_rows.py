@@ -130,6 +130,10 @@ def test_a_fit_finds_the_mean_of_every_row(compile: bool) -> None:
     assert found.compilation.startswith("compiled" if compile else "eager")
     assert float((guide.locs.z.detach() - X).abs().max()) < 0.6
     assert guide.create_plates is None
+    # one pass of the batches is all rows, out of order
+    tree = found.posterior(200)
+    assert tree["posterior"]["z"].sizes["data"] == SIZE
+    assert "log_weight" in tree["sample_stats"]
 
 
 def test_compiled_losses_follow_the_rows() -> None:
