@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 from xarray import DataTree
 
+from pyro_elbo_lab.batches import as_arguments
 from pyro_elbo_lab.convert import from_guide, unscored
+from pyro_elbo_lab.messages import first_line
 
-__all__ = ["as_arguments", "from_batches"]
+__all__ = ["from_batches"]
 
 Program = Callable[..., Any]
 
@@ -53,7 +55,7 @@ def from_batches(
         try:
             return from_guide(guide, model, *args, **draw)
         except Exception as error:  # the user's program, on more rows than it has seen before
-            reason = f"model and guide do not run on all rows at once ({_first_line(error)})"
+            reason = f"model and guide do not run on all rows at once ({first_line(error)})"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the one below says more
         tree = from_guide(guide, model, *first, **draw)
@@ -64,11 +66,6 @@ def from_batches(
     )
     warnings.warn(f"The {why}.", stacklevel=3)
     return unscored(tree, why)
-
-
-def as_arguments(batch: Any) -> tuple:
-    """The positional arguments that a batch stands for."""
-    return tuple(batch) if isinstance(batch, tuple | list) else (batch,)
 
 
 def _joined(batches: Iterable[Any], num_samples: int) -> tuple[tuple, str]:
@@ -87,7 +84,7 @@ def _joined(batches: Iterable[Any], num_samples: int) -> tuple[tuple, str]:
     try:
         args = tuple(map(_column, columns))
     except (ValueError, RuntimeError) as error:
-        return (), f"the batches cannot be put together ({_first_line(error)})"
+        return (), f"the batches cannot be put together ({first_line(error)})"
     largest = max((x.numel() for x in args if isinstance(x, Tensor)), default=0)
     if largest * num_samples > MOST_VALUES:
         fewer = max(1, MOST_VALUES // largest)
@@ -121,7 +118,3 @@ def _has_every_row_once(loader: DataLoader) -> bool:
     elif not isinstance(sampler, SequentialSampler):
         return False
     return chosen is None or not chosen.drop_last or len(sampler) % chosen.batch_size == 0
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["Batches", "UsedUpError"]
+__all__ = ["Batches", "UsedUpError", "as_arguments", "usable"]
 
 
 class UsedUpError(Exception):
@@ -23,7 +23,7 @@ class Batches:
 
     Attributes:
         first: those of the first step.
-        latest: those of the latest step.
+        varying: whether they differ from step to step.
 
     Raises:
         TypeError: `batches` cannot be gone through, or yields no batches.
@@ -43,7 +43,7 @@ class Batches:
         self.varying = batches is not None
         self._waiting = True
         try:
-            self.first = self.latest = self._one() if self.varying else usable(args)
+            self.first = self._next = self._one() if self.varying else usable(args)
         except UsedUpError:
             raise ValueError(
                 "batches is empty. (A generator that was gone through before is empty.)"
@@ -54,9 +54,9 @@ class Batches:
 
     def __next__(self) -> tuple:
         if self.varying and not self._waiting:
-            self.latest = self._one()
+            self._next = self._one()
         self._waiting = False
-        return self.latest
+        return self._next
 
     def _one(self) -> tuple:
         batch = next(self._iterator, _END)
@@ -65,10 +65,15 @@ class Batches:
             batch = next(self._iterator, _END)
         if batch is _END:
             raise UsedUpError
-        return usable(tuple(batch) if isinstance(batch, tuple | list) else (batch,))
+        return usable(as_arguments(batch))
 
 
 _END = object()
+
+
+def as_arguments(batch: Any) -> tuple:
+    """The positional arguments that a batch stands for."""
+    return tuple(batch) if isinstance(batch, tuple | list) else (batch,)
 
 
 def usable(arguments: Any) -> Any:

@@ -17,6 +17,7 @@ from torch._inductor import config
 from pyro_elbo_lab.capture import Graph, capture
 from pyro_elbo_lab.guard import CaptureError
 from pyro_elbo_lab.inductor import MOST_NODES, Runner, compile_graph, runner_of
+from pyro_elbo_lab.messages import first_line
 from pyro_elbo_lab.potential import START_RADIUS, Potential, logp_and_gradient, starting_point
 from pyro_elbo_lab.recording import Recording
 
@@ -106,7 +107,7 @@ def compile_density(potential: Potential) -> CompiledDensity:
 
         found = density()
     except Exception as error:  # inductor and the compiler have no one type for what they cannot do
-        raise CaptureError(f"it could not be compiled: {_first_line(error)}") from error
+        raise CaptureError(f"it could not be compiled: {first_line(error)}") from error
     rng = np.random.default_rng(0)
     points = [rng.uniform(-r, r, potential.size) for r in np.multiply(START_RADIUS, _RADII)]
     compare(found, potential, [start, *points])
@@ -185,7 +186,3 @@ def _captured(potential: Potential, start: Tensor) -> Graph:
             f"minutes to compile; at most {MOST_NODES} are compiled"
         )
     return graph
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

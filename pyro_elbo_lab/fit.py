@@ -4,10 +4,8 @@ import math
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,7 @@ from pyro_elbo_lab.inputs import (
 )
 from pyro_elbo_lab.inventory import Inventory, inventory
 from pyro_elbo_lab.learnt import Learnt
+from pyro_elbo_lab.messages import warn
 from pyro_elbo_lab.programs import Programs, run_both, set_up, training_programs
 from pyro_elbo_lab.result import Fit
 from pyro_elbo_lab.state import (
@@ -157,7 +156,7 @@ def fit(
         )  # fmt: skip
         known = set(optimizer.optim_objs)
         steps = steps_of(task, compile)
-        losses = _train(task, stream, steps, callbacks, progress)
+        losses = _train(task, steps, callbacks, progress)
         _refuse_nan_parameters(_named(set(optimizer.optim_objs), model, guide))
         new = _named({leaf for leaf in optimizer.optim_objs if leaf not in known}, model, guide)
         learnt = Learnt.of(training_programs(objective, model, guide, first, kwargs), new)
@@ -229,9 +228,7 @@ def _named(leaves: set[Tensor], *programs: Program) -> dict[str, Tensor]:
     return {known[id(leaf)]: leaf for leaf in leaves if id(leaf) in known}
 
 
-def _train(
-    task: Task, stream: Batches, steps: Steps, callbacks: Sequence[Callback], progress: bool
-) -> list[float]:
+def _train(task: Task, steps: Steps, callbacks: Sequence[Callback], progress: bool) -> list[float]:
     losses: list[float] = []
 
     def call() -> bool:
@@ -265,16 +262,15 @@ def _train(
         except KeyboardInterrupt:
             pass
         except UsedUpError:
-            warnings.warn(
+            warn(
                 f"batches were used up after {len(losses)} of {task.num_steps} steps, and the fit "
                 "ends there: a generator can be gone through only once. Pass a list, a DataLoader "
-                "or a generator without end.",
-                skip_file_prefixes=(str(Path(__file__).parent),),
+                "or a generator without end."
             )
         finally:
             steps.settle()
         if losses and math.isnan(losses[-1]):
-            _refuse_nan(task, stream.latest, losses)
+            _refuse_nan(task, steps.latest, losses)
         if progress and len(losses) < task.num_steps and not callbacks:
             bar.write(f"Interrupted after {len(losses)} of {task.num_steps} steps.")
     return losses

@@ -19,9 +19,10 @@ from pyro_elbo_lab.checkpoint import Checkpoint
 from pyro_elbo_lab.engines import Engine, Inside, Outside, Runner
 from pyro_elbo_lab.evaluation import Evaluation
 from pyro_elbo_lab.graphs import Graphs
+from pyro_elbo_lab.messages import warn
 from pyro_elbo_lab.optimizers import Update
 from pyro_elbo_lab.state import random_states_kept
-from pyro_elbo_lab.svi_steps import Rewindable, SviSteps, Task, warn
+from pyro_elbo_lab.svi_steps import Rewindable, SviSteps, Task
 
 __all__ = ["GraphSteps"]
 
@@ -65,7 +66,7 @@ class GraphSteps:
             self.note += f", not compiled: {self._engine.main.reason}"
         self._single = task.varying or task.one_by_one or isinstance(update, str)
         self._graphs = Graphs(task, self._engine)
-        self._batches = Rewindable(task.batches, keep=task.varying)
+        self._batches = Rewindable(task.batches, task.first, keep=task.varying)
         self._last: tuple[Runner, tuple] = self._engine.main, task.first
         self._block = 64
         self._good = 0
@@ -74,6 +75,11 @@ class GraphSteps:
         self._undone = False
         self.budget = Budget(started)
         self.seconds = time.perf_counter() - started
+
+    @property
+    def latest(self) -> tuple:
+        """The arguments of the latest step."""
+        return self._batches.latest
 
     def take(self, losses: list[float]) -> None:
         """Take one step or some, compare if it is time to, and undo steps that were wrong."""

@@ -12,8 +12,9 @@ from pyro_elbo_lab.engines import Engine, Runner
 from pyro_elbo_lab.evaluation import evaluate
 from pyro_elbo_lab.guard import CaptureError
 from pyro_elbo_lab.leaves import hooked
+from pyro_elbo_lab.messages import warn
 from pyro_elbo_lab.state import random_states_kept
-from pyro_elbo_lab.svi_steps import Task, warn
+from pyro_elbo_lab.svi_steps import Task
 
 __all__ = ["Graphs"]
 

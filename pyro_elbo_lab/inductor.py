@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch._inductor import config
 
 from pyro_elbo_lab.leftovers import leftovers_dropped
+from pyro_elbo_lab.messages import first_line
 from pyro_elbo_lab.recording import Feed, NotRecordableError, record
 from pyro_elbo_lab.simplify import keep_failures, simplify
 from pyro_elbo_lab.state import random_states_kept
@@ -92,7 +93,7 @@ def _runner_or_why_not(
     try:
         runner = runner_of(compile_graph(module, restored()), restored())
     except Exception as error:  # inductor has no one type for what it cannot do
-        return None, f"it could not be compiled: {_first_line(error)}"
+        return None, f"it could not be compiled: {first_line(error)}"
     for _ in range(_COMPARISONS):
         refill()
         with random_states_kept(), torch.no_grad():
@@ -123,10 +124,6 @@ def _close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
         else torch.equal(a, b)
         for a, b in zip(found, expected, strict=True)
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @leftovers_dropped()

@@ -2,10 +2,8 @@
 
 import inspect
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyro_elbo_lab.checks import choice, integer, number
+from pyro_elbo_lab.messages import warn
 from pyro_elbo_lab.state import random_states_kept
 
 __all__ = [
@@ -31,7 +30,6 @@ __all__ = [
 
 Program = Callable[..., Any]
 
-_PACKAGE = (str(Path(__file__).parent),)
 _LARGEST_SEED = 2**32 - 1
 
 _BELONGS = {
@@ -304,11 +302,10 @@ def warn_of_mixed_dtypes(model: poutine.Trace) -> None:
             examples.setdefault(value.dtype, name)
     if len(examples) > 1:
         found = ", ".join(f"'{name}' is {dtype}" for dtype, name in examples.items())
-        warnings.warn(
+        warn(
             f"The model mixes floating-point types: {found}. Python floats as arguments of a "
             "distribution give samples of torch's default dtype; build them from the data's dtype "
-            "instead, as in dist.Normal(y.new_zeros(()), 1).",
-            skip_file_prefixes=_PACKAGE,
+            "instead, as in dist.Normal(y.new_zeros(()), 1)."
         )
 
 

@@ -12,7 +12,8 @@ from pyro.infer import ELBO
 from torch import Tensor
 from xarray import Dataset, DataTree
 
-from pyro_elbo_lab.all_rows import as_arguments, from_batches
+from pyro_elbo_lab.all_rows import from_batches
+from pyro_elbo_lab.batches import as_arguments
 from pyro_elbo_lab.checks import integer
 from pyro_elbo_lab.convert import from_guide
 from pyro_elbo_lab.fit_file import read, write

@@ -9,8 +9,9 @@ from pyro_elbo_lab.evaluation import Evaluation, evaluate
 from pyro_elbo_lab.graph_steps import GraphSteps
 from pyro_elbo_lab.guard import CaptureError
 from pyro_elbo_lab.leaves import hooked
+from pyro_elbo_lab.messages import warn
 from pyro_elbo_lab.optimizers import Update, update_of
-from pyro_elbo_lab.svi_steps import Steps, SviSteps, Task, warn
+from pyro_elbo_lab.svi_steps import Steps, SviSteps, Task
 
 __all__ = ["Compile", "Steps", "Task", "steps_of"]
 

@@ -1,9 +1,7 @@
 """Steps of `pyro.infer.SVI`, one after the other, and what a fit asks of any way to take steps."""
 
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -16,7 +14,7 @@ from pyro_elbo_lab.evaluation import parameters
 from pyro_elbo_lab.optimizers import move_schedules
 from pyro_elbo_lab.state import random_states_kept
 
-__all__ = ["Average", "Rewindable", "Steps", "SviSteps", "Task", "svi_step", "warn"]
+__all__ = ["Average", "Rewindable", "Steps", "SviSteps", "Task", "svi_step"]
 
 Program = Callable[..., Any]
 
@@ -57,10 +55,14 @@ class Steps(Protocol):
     Attributes:
         note: how steps are taken, and why.
         seconds: what it took to capture and compile.
+        latest: the arguments of the latest step.
     """
 
     note: str
     seconds: float
+
+    @property
+    def latest(self) -> tuple: ...
 
     def take(self, losses: list[float]) -> None:
         """Take one step or some, and add their losses, of which the last may be NaN. If earlier
@@ -81,20 +83,21 @@ class Rewindable:
 
     Args:
         forever: positional arguments, one tuple a step, without end.
+        first: the first of them.
         keep: whether they differ and are to be kept.
 
     Attributes:
         num_bytes: of what is kept.
-        latest: the arguments of the latest step.
+        latest: the arguments of the latest step, of the first before there is one.
     """
 
-    def __init__(self, forever: Iterator[tuple], keep: bool = False) -> None:
+    def __init__(self, forever: Iterator[tuple], first: tuple, keep: bool = False) -> None:
         self._forever = forever
         self._keep = keep
         self._kept: list[tuple[tuple, Tensor | None]] = []
         self._again: deque[tuple[tuple, Tensor | None]] = deque()
         self.num_bytes = 0
-        self.latest: tuple = ()
+        self.latest = first
 
     def next(self) -> tuple:
         """The arguments of the next step."""
@@ -178,8 +181,13 @@ class SviSteps:
         self.seconds = 0.0
         self._task = task
         self._svi = SVI(task.model, task.guide, task.optimizer, loss=task.objective)
-        self._batches = batches or Rewindable(task.batches)
+        self._batches = batches or Rewindable(task.batches, task.first)
         self._average = Average(task.average_from, means)
+
+    @property
+    def latest(self) -> tuple:
+        """The arguments of the latest step."""
+        return self._batches.latest
 
     def take(self, losses: list[float]) -> None:
         """Take one step."""
@@ -217,8 +225,3 @@ def _leaves(task: Task) -> dict[str, Tensor]:
 
 def _size(batch: tuple) -> int:
     return sum(x.numel() * x.itemsize for x in tree_leaves(batch) if isinstance(x, Tensor))
-
-
-def warn(text: str) -> None:
-    """Warn of the line outside of this package that has called it."""
-    warnings.warn(text, skip_file_prefixes=(str(Path(__file__).parent),))

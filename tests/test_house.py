@@ -28,6 +28,7 @@ STORY = [
         "guard",
         "datatree",
         "leftovers",
+        "messages",
         "files",
         "precision",
     ],

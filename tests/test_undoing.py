@@ -31,6 +31,7 @@ from pyro_elbo_lab import (
 )
 from pyro_elbo_lab.budget import Budget
 from pyro_elbo_lab.environment import Watch
+from pyro_elbo_lab.svi_steps import Rewindable
 from tests.compilers import run_uncompiled
 
 X = torch.tensor([1.0, 2.0, 4.0])
@@ -484,3 +485,14 @@ def test_a_batch_that_cannot_be_captured_runs_eagerly(monkeypatch: pytest.Monkey
     assert_same(fits[1][0], fits[0][0])
     assert len(fits[1][1]) == 1 and "a Python number or branch depends" in fits[1][1][0]
     assert fits[1][0].compilation.startswith("compiled: whole steps")
+
+
+def test_the_latest_arguments_are_those_of_the_step_that_is_taken_again() -> None:
+    stream = Rewindable(iter([(1,), (2,), (3,)]), (1,), keep=True)
+    assert stream.latest == (1,)
+    stream.next()
+    stream.mark()
+    assert [stream.next(), stream.next()] == [(2,), (3,)]
+    stream.rewind()
+    assert (stream.next(), stream.latest) == ((1,), (1,))  # the last before the mark, and on
+    assert (stream.next(), stream.latest) == ((2,), (2,))
