@@ -694,4 +694,28 @@ FAULTS = [
             "pyro[cells, sequential-False]",
         ),
     ),
+    Mutant(
+        "counters may count runs",
+        "footprints",
+        "    if changed:\n",
+        "    if False:\n",
+        graph("slow counter in the closure"),
+    ),
+    Mutant(
+        "branches of a guide are taken for particles",
+        "objective",
+        "if len(self.parts) == 1 or self.share is not None:",
+        "if len(self.parts) == 1:",
+        (
+            "tests/laws/test_guide_enumeration.py::test_all_values_are_the_sum_by_hand[sequential]",
+            "tests/laws/test_guide_enumeration.py",
+        ),
+    ),
+    Mutant(
+        "rows that a model names are forgotten",
+        "rows",
+        'msg["infer"][_NAMED] = True',
+        "pass",
+        ("tests/test_rows.py::test_a_fit_finds_the_mean_of_every_row[False]",),
+    ),
 ]
