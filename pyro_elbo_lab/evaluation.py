@@ -24,8 +24,13 @@ from pyro_elbo_lab.capture import Graph, capture, unvalidated
 from pyro_elbo_lab.environment import Place, Watch
 from pyro_elbo_lab.footprints import refuse_changes, refuse_footprints, refuse_what_is_too_much
 from pyro_elbo_lab.guard import CaptureError, storage_of
-from pyro_elbo_lab.leaves import places_of, refuse_hooks, unconstrained, without_hooks
-from pyro_elbo_lab.state import foreign_random_states, gradients_on, random_states_kept
+from pyro_elbo_lab.leaves import places_of, refuse_hooks, without_hooks
+from pyro_elbo_lab.state import (
+    foreign_random_states,
+    gradients_on,
+    random_states_kept,
+    unconstrained,
+)
 from pyro_elbo_lab.writes import State, first_run, put_back
 
 __all__ = ["Evaluation", "agree", "evaluate"]

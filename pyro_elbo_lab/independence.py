@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from pyro_elbo_lab.layout import Layout
 from pyro_elbo_lab.sampling import draw, touching_cells
+from pyro_elbo_lab.state import gradients_on
 from pyro_elbo_lab.structure import Program, Recall, Structure, Values, aside
 
 __all__ = ["latent_between_cells"]
@@ -38,5 +37,5 @@ def latent_between_cells(
     if not any(layout.cells.values()):
         return None
     options: dict[str, Any] = {"structure": structure, "layout": layout, "leaves": True}
-    with aside(Recall(recall or {})), torch.inference_mode(False), torch.enable_grad():
+    with aside(Recall(recall or {})), gradients_on():
         return touching_cells(draw(model, guide, args, dict(kwargs), **options))

@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pyro_elbo_lab.state import module_of, store_state
+from pyro_elbo_lab.state import module_of, store_state, unconstrained
 
 __all__ = ["Buffer", "Inventory", "holding", "inventory"]
 
@@ -97,8 +97,7 @@ class _Parameters(Messenger):
 
     def _pyro_post_param(self, message: Any) -> None:
         name, value = message["name"], message["value"]
-        unconstrained = getattr(value, "unconstrained", None)
-        leaf = value if unconstrained is None else unconstrained()
+        leaf = unconstrained(value)
         given = message["args"][1] if len(message["args"]) > 1 else None
         if isinstance(given, nn.Parameter) and given is not leaf and given.is_contiguous():
             self.found.strangers[name] = given

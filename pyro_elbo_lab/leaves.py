@@ -22,14 +22,8 @@ __all__ = [
     "hooked",
     "places_of",
     "refuse_hooks",
-    "unconstrained",
     "without_hooks",
 ]
-
-
-def unconstrained(value: Any) -> Tensor:
-    """The unconstrained tensor of a parameter site's value; a module's own parameter is one."""
-    return value.unconstrained() if hasattr(value, "unconstrained") else value
 
 
 def announced(leaf: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_elbo_lab.checks import check_count, check_programs
 from pyro_elbo_lab.dims import element_names
 from pyro_elbo_lab.guide_draws import GuideDraws, guide_draws
+from pyro_elbo_lab.inventory import inventory
 from pyro_elbo_lab.quasirandom import Placement, gaussian_latents
 from pyro_elbo_lab.state import forget_namesakes, seeded
 from pyro_elbo_lab.structure import Structure, analyse
@@ -132,10 +133,9 @@ def _check_reparameterized(structure: Structure) -> None:
 
 def _parameters(guide: Program, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
     """Unconstrained parameters of the guide that have gradients, by name."""
-    with poutine.block(), poutine.trace(param_only=True) as captured, torch.no_grad():
-        guide(*args, **kwargs)
-    sites = [(name, s) for name, s in captured.trace.nodes.items() if s["type"] == "param"]
-    unique = {id(s["value"].unconstrained()): (n, s["value"].unconstrained()) for n, s in sites}
+    with torch.no_grad():
+        found = inventory(lambda: guide(*args, **kwargs), guide=guide).leaves
+    unique = {id(leaf): (name, leaf) for name, leaf in found.items()}  # some have two names
     leaves = {name: leaf for name, leaf in unique.values() if leaf.requires_grad}
     if not leaves:
         raise ValueError(

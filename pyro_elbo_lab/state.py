@@ -28,6 +28,7 @@ __all__ = [
     "set_store",
     "store_holding",
     "store_state",
+    "unconstrained",
 ]
 
 
@@ -131,6 +132,11 @@ def _mark(leaves: Any) -> None:
     """Tell Pyro that real parameters are their own unconstrained values."""
     for leaf in leaves:
         leaf.unconstrained = weakref.ref(leaf)
+
+
+def unconstrained(value: Any) -> Tensor:
+    """The unconstrained tensor of a parameter site's value; a module's own parameter is one."""
+    return value.unconstrained() if hasattr(value, "unconstrained") else value
 
 
 def module_of(program: Any) -> nn.Module | None:
