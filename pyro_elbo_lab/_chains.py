@@ -104,7 +104,7 @@ def _autocovariance(centred: np.ndarray) -> np.ndarray:
 
 def _integrated_time(rho: np.ndarray) -> np.ndarray:
     """Return 1 + 2 Σ rho_t over Geyer's initial monotone sequence; ``rho`` has shape (P, lag)."""
-    num_pairs = (rho.shape[1] - 1) // 2
+    num_pairs = max((rho.shape[1] - 1) // 2, 1)
     even, odd = rho[:, 0 : 2 * num_pairs : 2], rho[:, 1 : 2 * num_pairs : 2]
     pairs = even + odd
     negative = pairs < 0

@@ -66,12 +66,14 @@ def stand_in(name: str) -> type:
     return type(name, (), {"__new__": new})
 
 
-for _name in REPLACED:
-    _class = stand_in(_name)
-    setattr(pyro.infer, _name, _class)
-    for _module in ("trace_elbo", "trace_mean_field_elbo", "traceenum_elbo"):
-        if hasattr(getattr(pyro.infer, _module), _name):
-            setattr(getattr(pyro.infer, _module), _name, _class)
+def pytest_configure() -> None:
+    """Put the stand-ins in Pyro's place: here, as a doctest run imports this file as well."""
+    for name in REPLACED:
+        stand = stand_in(name)
+        setattr(pyro.infer, name, stand)
+        for module in ("trace_elbo", "trace_mean_field_elbo", "traceenum_elbo"):
+            if hasattr(getattr(pyro.infer, module), name):
+                setattr(getattr(pyro.infer, module), name, stand)
 
 
 def record(**entries: Any) -> None:

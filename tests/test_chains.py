@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from arviz_stats.base import array_stats
 
-from pyro_elbo_lab._chains import mixing
+from pyro_elbo_lab._chains import mixing, rank_mixing
 from pyro_elbo_lab._distances import Moments
 
 AXES = {"chain_axis": 1, "draw_axis": 2}
@@ -28,6 +28,21 @@ def test_mixing_equals_arviz(phi: float, shape: tuple[int, ...]) -> None:
     split = np.concatenate([x[..., :half], x[..., -half:]], axis=1)
     r_hat = array_stats.rhat(split, **AXES, method="identity")
     np.testing.assert_allclose(found.r_hat, r_hat, rtol=1e-10)
+
+
+@pytest.mark.parametrize("num_draws", [4, 5, 6])
+def test_the_shortest_chains_equal_arviz(num_draws: int) -> None:
+    x = autoregressive(0.0, (1, 2, num_draws))
+    found = rank_mixing(x)
+    bulk = array_stats.ess(x, **AXES, method="bulk")
+    tail = array_stats.ess(x, **AXES, method="tail", prob=(0.05, 0.95))
+    np.testing.assert_allclose(found.ess, np.minimum(bulk, tail))
+    np.testing.assert_allclose(found.r_hat, array_stats.rhat(x, **AXES))
+
+
+def test_fewer_draws_say_nothing_of_mixing() -> None:
+    found = rank_mixing(autoregressive(0.0, (1, 2, 3)))
+    assert np.isnan(found.ess).all() and np.isnan(found.r_hat).all()
 
 
 def test_errors_of_moments_equal_arviz() -> None:

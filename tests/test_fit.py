@@ -17,7 +17,7 @@ from torch.distributions import constraints
 
 from models import linear_regression
 from pyro_elbo_lab.fit import Fit, default_optimizer, fit
-from pyro_elbo_lab.objectives import StandardELBO
+from pyro_elbo_lab.objectives import ImportanceWeightedELBO, StandardELBO
 from pyro_elbo_lab.state import forget_namesakes, seeded
 
 
@@ -213,7 +213,7 @@ def test_what_no_objective_can_do_is_an_error_in_a_compiled_fit_too() -> None:
         pytest.warns(UserWarning, match="not compiled: .*'z' of the guide"),
         pytest.raises(NotImplementedError, match="'z' of the guide"),
     ):
-        objective = StandardELBO()
+        objective = ImportanceWeightedELBO(2)
         fit(program, program, objective=objective, num_steps=9, compile=True, progress=False)
 
 
