@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, fx
 from torch._inductor.cpp_builder import get_cpp_compiler
 
-from pyro_elbo_lab import training
-from pyro_elbo_lab.inductor import Runner, runner_of
+from pyro_elbo_lab.compilation.native.runner import Runner, runner_of
+from pyro_elbo_lab.inference.fitting import trainer
 
 
 def _has_compiler() -> bool:
@@ -38,4 +38,4 @@ def run_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
             x.copy_(before)
         return found, ""
 
-    monkeypatch.setattr(training, "checked_runner", runner)
+    monkeypatch.setattr(trainer, "checked_runner", runner)

@@ -108,7 +108,7 @@ def test_arguments_that_are_not_rows() -> None:
 
 def test_too_many_numbers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     found = short_fit(halves())
-    monkeypatch.setattr("pyro_elbo_lab.all_rows.MOST_VALUES", 2500)
+    monkeypatch.setattr("pyro_elbo_lab.inference.fitting.all_rows.MOST_VALUES", 2500)
     assert "log_weight" in found.posterior(50)["sample_stats"]
     with pytest.warns(UserWarning, match="num_samples=50 is not"):
         found.posterior(51)

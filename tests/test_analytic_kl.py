@@ -14,8 +14,8 @@ from pyro.infer.autoguide import (
 )
 from torch.distributions import kl_divergence
 
-from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
-from pyro_elbo_lab.objectives import StandardELBO
+from pyro_elbo_lab.objectives.analytic_kl import AnalyticKLELBO
+from pyro_elbo_lab.objectives.lower_bounds import StandardELBO
 from tests.laws.estimation import guide_gradients, mean_loss
 from tests.tolerances import assert_means_equal
 

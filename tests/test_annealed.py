@@ -11,8 +11,8 @@ from pyro.infer import SVI
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from pyro.optim import Adam
 
-from pyro_elbo_lab.annealed import AnnealedELBO
-from pyro_elbo_lab.objectives import StandardELBO
+from pyro_elbo_lab.objectives.annealed import AnnealedELBO
+from pyro_elbo_lab.objectives.lower_bounds import StandardELBO
 from tests.laws import toys
 from tests.laws.estimation import mean_loss
 from tests.tolerances import assert_mean_equals, critical_value

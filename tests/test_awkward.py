@@ -12,8 +12,8 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_elbo_lab import evaluation
-from pyro_elbo_lab.compiled import Backend, compiled
+from pyro_elbo_lab.compilation import captured
+from pyro_elbo_lab.compilation.compiled_objective import Backend, compiled
 from tests.capture.awkward import PROGRAMS, Program, Run
 from tests.tolerances import assert_means_equal
 
@@ -171,6 +171,6 @@ def test_the_table_is_long_and_has_both_outcomes():
     ["seed set inside", "parameter read through numpy memory"],
 )
 def test_captures_that_are_not_compared_with_eager_runs_are_noticed(name, monkeypatch):
-    monkeypatch.setattr(evaluation, "_compare", lambda *arguments: None)
+    monkeypatch.setattr(captured, "_compare", lambda *arguments: None)
     with pytest.raises(AssertionError):
         assert_outcome(PROGRAMS[name], assert_same_numbers(PROGRAMS[name], "graph"))

@@ -14,12 +14,16 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
-from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
-from pyro_elbo_lab.annealed import AnnealedELBO
-from pyro_elbo_lab.annealing import cyclical_annealing, linear_annealing
-from pyro_elbo_lab.divergences import ChiUpperBound, ForwardKL, ReweightedWakeSleep, TailAdaptive
-from pyro_elbo_lab.fit import fit
-from pyro_elbo_lab.objectives import (
+from pyro_elbo_lab.inference.fitting.fit import fit
+from pyro_elbo_lab.objectives.analytic_kl import AnalyticKLELBO
+from pyro_elbo_lab.objectives.annealed import AnnealedELBO
+from pyro_elbo_lab.objectives.covering import (
+    ChiUpperBound,
+    ForwardKL,
+    ReweightedWakeSleep,
+    TailAdaptive,
+)
+from pyro_elbo_lab.objectives.lower_bounds import (
     CombinedImportanceWeighted,
     ImportanceWeightedELBO,
     JackknifeELBO,
@@ -28,7 +32,8 @@ from pyro_elbo_lab.objectives import (
     StandardELBO,
     ThermodynamicELBO,
 )
-from pyro_elbo_lab.state import store_state
+from pyro_elbo_lab.objectives.schedules import cyclical_annealing, linear_annealing
+from pyro_elbo_lab.programs.state import store_state
 
 NAN = float("nan")
 X = torch.tensor([1.0, 2.0, 3.0])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pyro_elbo_lab.bounds import (
+from pyro_elbo_lab.objectives.bounds import (
     chi,
     combined,
     derivatives,
@@ -17,7 +17,7 @@ from pyro_elbo_lab.bounds import (
     renyi,
     thermodynamic,
 )
-from pyro_elbo_lab.smoothness import has_kinks
+from pyro_elbo_lab.objectives.smoothness import has_kinks
 
 BOUNDS = {"mean": mean, "log_mean_exp": log_mean_exp}
 every_bound = pytest.mark.parametrize("bound", BOUNDS.values(), ids=BOUNDS)

@@ -29,7 +29,6 @@ from torch import Tensor
 
 from pyro_elbo_lab import (
     Calibration,
-    cli,
     compare,
     plot_sbc,
     plot_vsbc,
@@ -37,8 +36,9 @@ from pyro_elbo_lab import (
     vsbc,
     write_report,
 )
-from pyro_elbo_lab._ranks import p_symmetric, pit, ranks, summarise
-from pyro_elbo_lab.simulation import simulator
+from pyro_elbo_lab.cli import main
+from pyro_elbo_lab.programs.simulator import simulator
+from pyro_elbo_lab.statistics.ranks import p_symmetric, pit, ranks, summarise
 from tests.tolerances import FALSE_ALARM_RATE, assert_mean_equals, critical_value
 
 X = torch.tensor(1.3)
@@ -557,7 +557,7 @@ def test_command(
     monkeypatch.chdir(tmp_path)
     Path("my_model.py").write_text(MODEL)
     options = ["--guide", "normal", "--guide", "fixed", "--steps", "20", "--simulations", "12"]
-    assert cli.main(["sbc", "my_model.py", *options, "--draws", "20", "--out", "out"]) == 0
+    assert main.main(["sbc", "my_model.py", *options, "--draws", "20", "--out", "out"]) == 0
     out = capsys.readouterr().out
     assert re.search("^normal, standard: ", out, re.MULTILINE)
     assert "fixed, standard: Not calibrated in 1 of 1 parameter (12 simulations): mu is" in out

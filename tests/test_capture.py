@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_elbo_lab.capture import Graph, capture
-from pyro_elbo_lab.guard import CaptureError
-from pyro_elbo_lab.inductor import checked_runner, runner_of
-from pyro_elbo_lab.recording import Feed, Recording
-from pyro_elbo_lab.simplify import simplify
+from pyro_elbo_lab.compilation.capture.graph import Graph, capture
+from pyro_elbo_lab.compilation.capture.guard import CaptureError
+from pyro_elbo_lab.compilation.capture.simplify import simplify
+from pyro_elbo_lab.compilation.native.recording import Feed, Recording
+from pyro_elbo_lab.compilation.native.runner import checked_runner, runner_of
 from tests.compilers import needs_compiler
 from tests.tolerances import assert_mean_equals
 

@@ -14,8 +14,8 @@ from pyro.optim import Adam
 from torch import nn
 
 from pyro_elbo_lab import StandardELBO, compiled, fit
-from pyro_elbo_lab.evaluation import evaluate
-from pyro_elbo_lab.guard import CaptureError
+from pyro_elbo_lab.compilation.capture.guard import CaptureError
+from pyro_elbo_lab.compilation.captured import evaluate
 
 X = torch.linspace(-1.0, 2.0, 12).reshape(4, 3).sin()
 ROUNDING: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from arviz_stats.base import array_stats
 
-from pyro_elbo_lab._chains import mixing, rank_mixing
-from pyro_elbo_lab._distances import Moments
+from pyro_elbo_lab.statistics.distances import Moments
+from pyro_elbo_lab.statistics.mixing import mixing, rank_mixing
 
 AXES = {"chain_axis": 1, "draw_axis": 2}
 

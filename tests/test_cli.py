@@ -15,10 +15,10 @@ import pytest
 import torch
 import xarray as xr
 
-from pyro_elbo_lab import _command, _compare_command, _specs, cli
-from pyro_elbo_lab._command import stem
-from pyro_elbo_lab._model_file import InputError, ModelFile, blaming, load
-from pyro_elbo_lab.objective import Objective
+from pyro_elbo_lab.cli import compare, main, session, specs
+from pyro_elbo_lab.cli.model_file import InputError, ModelFile, blaming, load
+from pyro_elbo_lab.cli.session import stem
+from pyro_elbo_lab.objectives.objective import Objective
 from tests.tolerances import critical_value
 
 HEADER = """\
@@ -62,7 +62,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 
 def run(file: Path | str, *options: str) -> int:
-    return cli.main(["compare", str(file), *options])
+    return main.main(["compare", str(file), *options])
 
 
 def test_compare_end_to_end(write: Write, capfd: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +118,7 @@ def test_the_reference_has_the_parameters_that_the_fit_has_learnt(
 ) -> None:
     """The evidence is largest at a = mean(x) = 1.5; at the first a it is -176 nats."""
     options = ["--steps", "4000", "--num-samples", "2000", "--chains", "2", "--draws", "1000"]
-    assert cli.main([command, str(write(LEARNT)), *options, "--out", "r"]) == 0
+    assert main.main([command, str(write(LEARNT)), *options, "--out", "r"]) == 0
     out, err = capsys.readouterr()
     assert "the parameters just learnt: a" in err
     x, covariance = torch.tensor([1.0, 2.0, 1.5]), torch.eye(3) + 1.0
@@ -353,7 +353,7 @@ def test_loading_leaves_no_trace(write: Write) -> None:
     expected = torch.rand(())
     torch.manual_seed(0)
     file = load(write(CONJUGATE))
-    _command.check_guide(file, "handmade")
+    session.check_guide(file, "handmade")
     assert torch.rand(()) == expected
     assert {k: v.item() for k, v in pyro.get_param_store().items()} == {"loc": 5.0}
 
@@ -368,7 +368,7 @@ def test_fits_of_one_guide_do_not_share_parameters(
         first.update({name: values[0] for name, values in losses.items()})
         return "nowhere"
 
-    monkeypatch.setattr(_compare_command, "write_report", remember)
+    monkeypatch.setattr(compare, "write_report", remember)
     options = ["--guide", "handmade", "--objective", "standard", "--objective", "standard:10"]
     assert run(write(CONJUGATE), *options, *SHORT) == 0
     assert len(first) == 2 and len(set(first.values())) == 1
@@ -380,7 +380,7 @@ def test_interruption_exits_cleanly(
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_command, "nuts", interrupt)
+    monkeypatch.setattr(session, "nuts", interrupt)
     assert run(write(CONJUGATE), *SHORT) == 130
     assert "interrupted; no report was written" in capsys.readouterr().err
     assert not Path("report").exists()
@@ -391,7 +391,7 @@ def test_interruption_exits_cleanly(
 def test_sigterm_leaves_nothing(
     where: str, write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = _compare_command if where == "write_report" else _command
+    place = compare if where == "write_report" else session
     whole, before = getattr(place, where), signal.getsignal(signal.SIGTERM)
 
     def ended(*args: Any, **kwargs: Any) -> Any:
@@ -428,12 +428,12 @@ def test_an_interrupted_fit_stops_the_command(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`fit` returns the steps that it has taken when it is interrupted."""
-    whole = _command.fit
+    whole = session.fit
 
     def cut_short(*args: object, num_steps: int, **kwargs: object) -> object:
         return whole(*args, num_steps=num_steps // 2, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(_command, "fit", cut_short)
+    monkeypatch.setattr(session, "fit", cut_short)
     assert run(write(CONJUGATE), *SHORT) == 130
     assert not Path("report").exists()
 
@@ -444,7 +444,7 @@ def test_a_full_disk_is_reported(
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(_compare_command, "write_report", fail)
+    monkeypatch.setattr(compare, "write_report", fail)
     assert run(write(CONJUGATE), *SHORT) == 2
     assert "the report cannot be written: no space left" in capsys.readouterr().err
 
@@ -463,15 +463,15 @@ def toy() -> None:
     pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
 
-@pytest.mark.parametrize("name", _specs.GUIDES)
+@pytest.mark.parametrize("name", specs.GUIDES)
 def test_every_guide_name_builds_a_guide_of_the_model(name: str) -> None:
-    guide = _specs.guide(name, ModelFile(Path("toy.py"), toy, (), {}, {}))
+    guide = specs.guide(name, ModelFile(Path("toy.py"), toy, (), {}, {}))
     assert guide()["z"].shape == (2,)
 
 
-@pytest.mark.parametrize("name", _specs.OBJECTIVES)
+@pytest.mark.parametrize("name", specs.OBJECTIVES)
 def test_every_objective_name_builds_an_objective(name: str) -> None:
-    spec = _specs.objective(f"{name}:7")
+    spec = specs.objective(f"{name}:7")
     objective = spec.build(spec.num_particles, vectorize_particles=True)
     assert isinstance(objective, Objective)
     assert spec.num_particles == 7
@@ -479,4 +479,4 @@ def test_every_objective_name_builds_an_objective(name: str) -> None:
 
 def test_a_guide_of_the_file_goes_before_one_of_ours() -> None:
     file = ModelFile(Path("toy.py"), toy, (), {}, {"normal": lambda: toy})
-    assert _specs.guide("normal", file) is toy
+    assert specs.guide("normal", file) is toy

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyro_elbo_lab import _command, cli
+from pyro_elbo_lab.cli import main, session
 
 HEADER = "import pyro\nimport pyro.distributions as dist\nimport torch\n"
 MODEL = """
@@ -42,13 +42,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("work was done")
 
-    monkeypatch.setattr(_command, "fit", refuse)
-    monkeypatch.setattr(_command, "nuts", refuse)
+    monkeypatch.setattr(session, "fit", refuse)
+    monkeypatch.setattr(session, "nuts", refuse)
 
     def run(command: str, *options: str, file: str = "m.py") -> tuple[int, str]:
         before = everything(tmp_path)
         try:
-            code = cli.main([command, file, *options])
+            code = main.main([command, file, *options])
         except SystemExit as end:  # argparse
             assert isinstance(end.code, int)
             code = end.code

@@ -11,8 +11,7 @@ import pytest
 import xarray as xr
 from scipy import special, stats
 
-from pyro_elbo_lab import _blocks, _draws, _predictive
-from pyro_elbo_lab._distances import (
+from pyro_elbo_lab.statistics.distances import (
     QUANTILES,
     Moments,
     coverage,
@@ -20,8 +19,9 @@ from pyro_elbo_lab._distances import (
     noise_floors,
     wasserstein,
 )
-from pyro_elbo_lab._importance import diagnose
-from pyro_elbo_lab.comparison import compare
+from pyro_elbo_lab.statistics.importance import diagnose
+from pyro_elbo_lab.trust.comparison import blocks, posteriors, predictive
+from pyro_elbo_lab.trust.comparison.compare import compare
 from tests.benchmarks import many_parameters
 from tests.planted import normal, standard_normal, tree
 from tests.test_chains import autoregressive
@@ -432,7 +432,7 @@ def test_constant_likelihoods_need_no_leaving_out(
     assert row["elpd_difference"] == pytest.approx(plain - constant)
     point = with_log_likelihood(np.full((1, 10), 0.3), y)
     expected = stats.norm.logpdf(y, 0.3).sum()
-    assert _predictive._pointwise(point, ["y"])[0].sum() == pytest.approx(expected)
+    assert predictive._pointwise(point, ["y"])[0].sum() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -456,7 +456,7 @@ def test_a_point_that_varies_by_rounding_is_a_point(dtype: type, varying: Sequen
     row = found.summary.loc["point"]
     assert math.isnan(row["k_hat"])
     exact = stats.norm.logpdf(y, 7.58, 2.0).sum()
-    theirs = _predictive._pointwise(target, ["y"])[0].sum()
+    theirs = predictive._pointwise(target, ["y"])[0].sum()
     assert row["elpd_difference"] == pytest.approx(exact - theirs, abs=1e-3)
 
 
@@ -467,7 +467,7 @@ def test_weights_without_a_tail_need_no_smoothing() -> None:
     values[:, :20] = 0.5  # these have the smallest weights
     values[..., 2] = -1.0 + 1e-7 * rng.normal(size=(4, 1000))
     group = xr.DataTree(xr.Dataset({"y": (("chain", "draw", "i"), values)}))
-    elpd, k = _predictive._pointwise(xr.DataTree(children={"log_likelihood": group}), ["y"])
+    elpd, k = predictive._pointwise(xr.DataTree(children={"log_likelihood": group}), ["y"])
     expected = math.log(4000) - special.logsumexp(-values.reshape(-1, 3), axis=0)
     np.testing.assert_allclose(elpd, expected, atol=1e-12)
     assert (k == 0).all()
@@ -529,20 +529,20 @@ def test_trees_are_read_from_files_piece_by_piece(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing larger than a block is ever read; the numbers are those of trees in memory."""
-    monkeypatch.setattr(_blocks, "SIZE", 32)
+    monkeypatch.setattr(blocks, "SIZE", 32)
     rng = np.random.default_rng(0)
     trees = [tree_of(rng.normal(size=(chains, 200, 300))) for chains in (1, 4)]
     paths = [tmp_path / name for name in ("q.nc", "reference.nc")]
     for one, path in zip(trees, paths, strict=True):
         one.to_netcdf(path, engine="h5netcdf")
     sizes = []
-    elements = _draws.elements
+    elements = posteriors.elements
 
     def watched(array: xr.DataArray, index: np.ndarray) -> np.ndarray:
         sizes.append(len(index))
         return elements(array, index)
 
-    monkeypatch.setattr(_draws, "elements", watched)
+    monkeypatch.setattr(posteriors, "elements", watched)
     with (
         xr.open_datatree(paths[0], engine="h5netcdf") as q,
         xr.open_datatree(paths[1], engine="h5netcdf") as reference,

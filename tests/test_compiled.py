@@ -31,7 +31,12 @@ from pyro_elbo_lab import (
     linear_annealing,
 )
 from pyro_elbo_lab import compiled as public
-from pyro_elbo_lab.compiled import CHECK_EVERY, MOST_CHANGES, MOST_GRAPHS, CompiledELBO
+from pyro_elbo_lab.compilation.compiled_objective import (
+    CHECK_EVERY,
+    MOST_CHANGES,
+    MOST_GRAPHS,
+    CompiledELBO,
+)
 from tests.compilers import needs_compiler
 
 

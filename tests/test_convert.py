@@ -11,8 +11,8 @@ import pytest
 import torch
 import xarray as xr
 
-from pyro_elbo_lab.datatree import to_datatree
-from pyro_elbo_lab.dims import site_dims
+from pyro_elbo_lab.inference.trees.datatree import to_datatree
+from pyro_elbo_lab.programs.dims import site_dims
 
 
 def normal(*batch: int) -> dist.Normal:

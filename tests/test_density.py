@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from models import eight_schools
-from pyro_elbo_lab import chains, density
-from pyro_elbo_lab.density import CompiledDensity, compare, compile_density
-from pyro_elbo_lab.entry_point import EntryPoint
-from pyro_elbo_lab.guard import CaptureError
-from pyro_elbo_lab.potential import Potential, isolated, logp_and_gradient, prepare
-from pyro_elbo_lab.reference import nuts
+from pyro_elbo_lab.compilation.capture.guard import CaptureError
+from pyro_elbo_lab.inference.nuts import chains, density
+from pyro_elbo_lab.inference.nuts.c_density import EntryPoint
+from pyro_elbo_lab.inference.nuts.density import CompiledDensity, compare, compile_density
+from pyro_elbo_lab.inference.nuts.nuts import nuts
+from pyro_elbo_lab.inference.nuts.potential import Potential, isolated, logp_and_gradient, prepare
 from tests.compilers import needs_compiler
 
 Model = Callable[..., Any]

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from models import gaussian_mixture as mixture
 from models import sigmoid_belief_net as belief_net
-from pyro_elbo_lab.fit import fit
-from pyro_elbo_lab.objectives import ImportanceWeightedELBO, StandardELBO
+from pyro_elbo_lab.inference.fitting.fit import fit
+from pyro_elbo_lab.objectives.lower_bounds import ImportanceWeightedELBO, StandardELBO
 from tests.tolerances import assert_mean_equals, assert_means_equal, critical_value
 
 Program = Callable[..., Any]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from pyro_elbo_lab import dispatch
-from pyro_elbo_lab.dispatch import NativeCall, native_call
+from pyro_elbo_lab.compilation.native import operators
+from pyro_elbo_lab.compilation.native.operators import NativeCall, native_call
 from tests.compilers import needs_compiler
 
 pytestmark = needs_compiler
@@ -84,7 +84,7 @@ def test_other_calls_stay_in_python(operator: Any, args: tuple) -> None:
 
 
 def test_a_pytorch_without_the_interface(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "_library", lambda: None)
+    monkeypatch.setattr(operators, "_library", lambda: None)
     x = torch.eye(3)
     assert native_call(aten.cumsum.default, (x, 0), {}, aten.cumsum(x, 0)) is None
 

@@ -7,9 +7,9 @@ import torch
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 from models import eight_schools
-from pyro_elbo_lab.convert import from_guide
-from pyro_elbo_lab.fit import fit
-from pyro_elbo_lab.objectives import StandardELBO
+from pyro_elbo_lab.inference.fitting.fit import fit
+from pyro_elbo_lab.inference.trees.convert import from_guide
+from pyro_elbo_lab.objectives.lower_bounds import StandardELBO
 
 NUM_DRAWS = 20_000
 

@@ -15,13 +15,13 @@ from pyro.infer.autoguide import AutoNormal, AutoNormalMessenger
 from pyro.ops.contract import contract_tensor_tree
 from pyro.ops.indexing import Vindex
 
-from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
-from pyro_elbo_lab.convert import from_guide
-from pyro_elbo_lab.enumeration import LogSums, join
-from pyro_elbo_lab.fit import fit
-from pyro_elbo_lab.layout import lay_out
-from pyro_elbo_lab.objectives import StandardELBO
-from pyro_elbo_lab.structure import FactorKey, analyse, hide_enumerated
+from pyro_elbo_lab.inference.fitting.fit import fit
+from pyro_elbo_lab.inference.trees.convert import from_guide
+from pyro_elbo_lab.objectives.analytic_kl import AnalyticKLELBO
+from pyro_elbo_lab.objectives.lower_bounds import StandardELBO
+from pyro_elbo_lab.objectives.particles.layout import lay_out
+from pyro_elbo_lab.programs.enumeration import LogSums, join
+from pyro_elbo_lab.programs.structure import FactorKey, analyse, hide_enumerated
 
 PARALLEL = {"enumerate": "parallel"}
 X = torch.tensor([-2.1, -1.7, 0.4, 2.3, 1.8])

@@ -16,10 +16,11 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from models import eight_schools
-from pyro_elbo_lab import StandardELBO, cli, fit, nuts
-from pyro_elbo_lab._sandwich import chain_mean, lower_rows, upper_rows
-from pyro_elbo_lab.evidence import Bound, EvidenceBounds, evidence
-from pyro_elbo_lab.evidence_plot import plot_evidence
+from pyro_elbo_lab import StandardELBO, fit, nuts
+from pyro_elbo_lab.cli import main
+from pyro_elbo_lab.figures.ladder import plot_evidence
+from pyro_elbo_lab.trust.evidence.evidence import Bound, EvidenceBounds, evidence
+from pyro_elbo_lab.trust.evidence.ladder import chain_mean, lower_rows, upper_rows
 from tests.tolerances import critical_value
 
 X = torch.tensor(1.3)
@@ -344,6 +345,6 @@ def test_plot(conjugate: EvidenceBounds) -> None:
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--steps", "300", "--num-samples", "2000", "--warmup", "200", "--draws", "200"]
     folder = tmp_path / "evidence"
-    assert cli.main(["evidence", "models/eight_schools.py", *options, "--out", str(folder)]) == 0
+    assert main.main(["evidence", "models/eight_schools.py", *options, "--out", str(folder)]) == 0
     assert "log p(x) is at least" in capsys.readouterr().out
     assert sorted(p.suffix for p in folder.iterdir()) == [".csv", ".png", ".svg"]

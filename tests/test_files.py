@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pyro_elbo_lab import files
-from pyro_elbo_lab.files import replacing
+from pyro_elbo_lab.inference.storage import files
+from pyro_elbo_lab.inference.storage.files import replacing
 
 
 def names(folder: Path) -> set[str]:

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from models import linear_regression
-from pyro_elbo_lab.fit import Fit, default_optimizer, fit
-from pyro_elbo_lab.objectives import ImportanceWeightedELBO, StandardELBO
-from pyro_elbo_lab.state import forget_namesakes, seeded
+from pyro_elbo_lab.inference.fitting.fit import Fit, default_optimizer, fit
+from pyro_elbo_lab.objectives.lower_bounds import ImportanceWeightedELBO, StandardELBO
+from pyro_elbo_lab.programs.state import forget_namesakes, seeded
 
 
 def model(x: Tensor) -> None:

@@ -12,10 +12,10 @@ import torch
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import Tensor
 
-from pyro_elbo_lab.fit import fit
-from pyro_elbo_lab.objectives import StandardELBO
-from pyro_elbo_lab.result import Fit
-from pyro_elbo_lab.state import store_state
+from pyro_elbo_lab.inference.fitting.fit import fit
+from pyro_elbo_lab.inference.fitting.result import Fit
+from pyro_elbo_lab.objectives.lower_bounds import StandardELBO
+from pyro_elbo_lab.programs.state import store_state
 
 Y = torch.tensor([1.0, 2.0, 3.0])
 

@@ -8,7 +8,7 @@ import torch
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 
 from models import linear_regression
-from pyro_elbo_lab.convert import from_guide
+from pyro_elbo_lab.inference.trees.convert import from_guide
 
 X = torch.tensor([0.3, -1.2, 0.8])
 

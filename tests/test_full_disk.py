@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pyro_elbo_lab import _command, cli
-from pyro_elbo_lab.comparison import Comparison, compare
-from pyro_elbo_lab.files import replacing
-from pyro_elbo_lab.netcdf import write_netcdf
-from pyro_elbo_lab.report import write_report
+from pyro_elbo_lab.cli import main, session
+from pyro_elbo_lab.inference.storage.files import replacing
+from pyro_elbo_lab.inference.storage.netcdf import write_netcdf
+from pyro_elbo_lab.report.write import write_report
+from pyro_elbo_lab.trust.comparison.compare import Comparison, compare
 from tests.planted import normal, standard_normal
 from tests.test_command_input import GUIDE, HEADER, MODEL
 
@@ -127,14 +127,14 @@ def test_results_of_a_command_are_written_elsewhere(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_command.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(session.tempfile, "tempdir", str(tmp_path))
     Path("m.py").write_text(HEADER + MODEL + GUIDE)
     options = ["--guide", "mine", "--steps", "20", "--draws", "30", "--out", "small/out"]
     options += ["--simulations", "10"] if command == "sbc" else ["--num-samples", "100"]
     options += [] if command == "sbc" else ["--chains", "2", "--warmup", "50"]
     Path("small").mkdir()
     with small_disk(Path("small"), 2**14):
-        assert cli.main([command, "m.py", *options]) == 2
+        assert main.main([command, "m.py", *options]) == 2
         assert not list(Path("small").iterdir())
     out, err = capsys.readouterr()
     assert "mine, standard: " in out
@@ -150,11 +150,11 @@ def test_if_nothing_can_be_written_the_numbers_are_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_command.tempfile, "tempdir", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(session.tempfile, "tempdir", str(tmp_path / "nowhere"))
     Path("m.py").write_text(HEADER + MODEL + GUIDE)
     options = ["--guide", "mine", "--steps", "20", "--draws", "10", "--simulations", "10"]
     with limited(2**10):
-        assert cli.main(["sbc", "m.py", *options]) == 2
+        assert main.main(["sbc", "m.py", *options]) == 2
     out, err = capsys.readouterr()
     assert "mine, standard: " in out and "p_symmetric" in out
     assert re.search(r"calibration cannot be written: .*Nor can a folder of temporary files", err)

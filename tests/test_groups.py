@@ -26,7 +26,7 @@ from torch import Tensor
 
 from models import eight_schools, radon
 from pyro_elbo_lab import from_guide, from_predictive, from_pyro, nuts
-from pyro_elbo_lab import groups as groups_module
+from pyro_elbo_lab.inference.trees import groups as groups_module
 from tests.tolerances import assert_mean_equals, critical_value
 
 torch.manual_seed(0)

@@ -1,6 +1,7 @@
 """The house rules that a reader would otherwise have to check by hand."""
 
 import ast
+import graphlib
 import inspect
 import re
 import sys
@@ -12,129 +13,39 @@ import pytest
 import pyro_elbo_lab
 
 ROOT = Path(__file__).parents[1]
-MODULES = {path.stem: path for path in sorted((ROOT / "pyro_elbo_lab").glob("*.py"))}
+PACKAGE = ROOT / "pyro_elbo_lab"
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path != PACKAGE / "__init__.py"
+}
 
-# Each module may import those of the rows above its own.
-STORY = [
-    ["checks"],
-    [
-        "bounds",
-        "paths",
-        "explanation",
-        "annealing",
-        "state",
-        "names",
-        "noise",
-        "guard",
-        "datatree",
-        "leftovers",
-        "messages",
-        "files",
-        "precision",
-    ],
-    ["_chains"],
-    ["reliability"],
-    ["unseen"],
-    ["activity"],
-    ["reach"],
-    ["environment"],
-    ["footprints"],
-    ["simplify", "scans", "dispatch", "dims", "smoothness", "netcdf", "folders"],
-    ["inventory", "batches", "inputs", "fit_file"],
-    ["leaves", "reads", "rewrites", "writes"],
-    ["replay", "programs"],
-    ["groups", "learnt"],
-    ["simulation"],
-    ["branches", "enumeration", "products", "rows"],
-    ["structure"],
-    ["layout", "sleep", "given", "expectations"],
-    ["particles"],
-    ["target", "baselines"],
-    ["score"],
-    ["gradients"],
-    ["quasirandom", "wake", "mixture"],
-    ["sampling", "plans"],
-    ["independence"],
-    ["guide_draws"],
-    ["objective"],
-    ["objectives", "annealed", "divergences", "analytic_kl"],
-    ["capture", "recording", "optimizers", "budget"],
-    ["inductor", "evaluation", "checkpoint"],
-    ["compiled", "training", "svi_steps"],
-    ["engines"],
-    ["graphs"],
-    ["graph_steps"],
-    ["steps"],
-    ["convert"],
-    ["all_rows"],
-    ["result"],
-    ["fit", "ground_truth", "linear_response", "signal_to_noise", "decomposition"],
-    ["potential"],
-    ["density"],
-    ["entry_point"],
-    ["chains"],
-    ["reference"],
-    ["_correlations", "_draws", "_importance", "_joint", "_modes"],
-    ["_distances", "_predictive", "_progress", "_sources", "diagnostics"],
-    ["_blocks"],
-    ["_side"],
-    ["_scalars"],
-    ["_dataset", "_errors"],
-    ["verdict"],
-    ["comparison"],
-    ["_sandwich"],
-    ["evidence"],
-    ["_ranks", "_orphans"],
-    ["_simulations"],
-    ["calibration"],
-    ["_style"],
-    ["_figure"],
-    ["plots_marginals", "plots_errors", "plots_pairs", "plots_weights", "plots_training"],
-    ["plots_evidence", "plots_decomposition"],
-    ["plots", "evidence_plot", "calibration_plot"],
-    ["_numbers", "_page", "_illustrations"],
-    ["_health", "_tables", "_contents"],
-    ["_sections"],
-    ["report"],
-    ["_model_checks"],
-    ["_model_file"],
-    ["_specs"],
-    ["_command"],
-    ["_compare_command", "_evidence_command", "_sbc_command"],
-    ["cli"],
-    ["__init__"],
-]
-# Plot methods import the plots, which need the class that has the method, when they are called.
-DEFERRED = {
-    "calibration": {"calibration_plot"},
-    "comparison": {"plots"},
-    "evidence": {"evidence_plot"},
-    "result": {"plots"},
+# Each room, and the rooms that its files may import.
+BELOW = {
+    "programs": set(),
+    "statistics": set(),
+    "objectives": {"programs"},
+    "compilation": {"programs"},
+    "figures": {"statistics"},
+    "inference": {"programs", "statistics", "objectives", "compilation", "figures"},
+    "trust": {"programs", "statistics", "objectives", "compilation", "figures", "inference"},
 }
-RUN_MODELS_UNDER_POUTINE = {
-    "branches",
-    "structure",
-    "rows",
-    "particles",
-    "quasirandom",
-    "sampling",
-    "sleep",
-    "capture",
-    "evaluation",
-    "compiled",
-    "convert",
-    "inputs",
-    "inventory",
-    "potential",
+BELOW["report"] = {*BELOW["trust"], "trust"}
+BELOW["cli"] = {*BELOW["report"], "report"}
+
+ROOMS_THAT_RUN_MODELS = {
     "programs",
-    "dims",
-    "reach",
-    "replay",
-    "groups",
-    "guide_draws",
-    "linear_response",
-    "simulation",
+    "objectives.particles",
+    "objectives.gradients",
+    "compilation",
+    "inference",
+    "trust",
 }
+"""Under handlers of `pyro.poutine`."""
+
+
+def room(module: str) -> str:
+    return module.partition(".")[0]
 
 
 def imports(module: str) -> set[str]:
@@ -156,37 +67,62 @@ def packages(module: str) -> set[str]:
 
 
 def siblings(module: str) -> set[str]:
-    return {name.split(".")[1] for name in imports(module) if name.startswith("pyro_elbo_lab.")}
+    """The modules of the package that a module imports, for its types alone included."""
+    found = set()
+    for name in imports(module):
+        path, _, last = name.removeprefix("pyro_elbo_lab.").rpartition(".")
+        if name.startswith("pyro_elbo_lab."):
+            found.add(f"{path}.{last}" if f"{path}.{last}" in MODULES else path)
+    return found
 
 
 def packages_reached(module: str) -> set[str]:
     """Packages imported by a module or by the modules that it imports."""
-    below = siblings(module) - DEFERRED.get(module, set())
-    return packages(module).union(*map(packages_reached, below))
+    return packages(module).union(*map(packages_reached, siblings(module)))
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_point_down_the_story(module: str) -> None:
-    row = next((i for i, names in enumerate(STORY) if module in names), None)
-    assert row is not None, f"give {module}.py its place in STORY"
-    above = {name for names in STORY[:row] for name in names}
-    upward = siblings(module) - above - DEFERRED.get(module, set())
-    assert not upward, f"{module}.py imports {sorted(upward)}"
+def test_imports_point_down_the_plan(module: str) -> None:
+    allowed = BELOW[room(module)] | {room(module)}
+    upward = {name for name in siblings(module) if room(name) not in allowed}
+    assert not upward, f"{module} imports {sorted(upward)}"
     assert "pyro_elbo_lab" not in imports(module), "import its modules, not the package"
+
+
+def test_there_is_no_circle_between_files() -> None:
+    graphlib.TopologicalSorter({module: siblings(module) for module in MODULES}).prepare()
+
+
+def test_the_rooms_are_those_of_the_plan() -> None:
+    assert {room(module) for module in MODULES} == BELOW.keys()
+    assert not [name for name in MODULES if name.rpartition(".")[2].startswith("_")]
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name == room(name)])
+def test_a_room_says_what_it_is(module: str) -> None:
+    text = ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8"))) or ""
+    assert "import" in text and "It gives" in text
 
 
 def test_only_these_rooms_touch_poutine() -> None:
     users = {m for m in MODULES if any(name.startswith("pyro.poutine") for name in imports(m))}
-    assert users <= RUN_MODELS_UNDER_POUTINE
+    outside = {m for m in users if not m.startswith(tuple(ROOMS_THAT_RUN_MODELS))}
+    assert not outside
 
 
 def test_bounds_are_pure_torch() -> None:
-    assert packages("bounds") - set(sys.stdlib_module_names) == {"torch"}
+    assert packages("objectives.bounds") - set(sys.stdlib_module_names) == {"torch"}
 
 
-@pytest.mark.parametrize("module", ["comparison", "plots"])
-def test_comparing_needs_no_torch(module: str) -> None:
+@pytest.mark.parametrize(
+    "module", [name for name in MODULES if room(name) in ("statistics", "figures")]
+)
+def test_numbers_and_figures_need_no_torch(module: str) -> None:
     assert packages_reached(module).isdisjoint({"torch", "pyro"})
+
+
+def test_comparing_needs_no_torch() -> None:
+    assert packages_reached("trust.comparison.compare").isdisjoint({"torch", "pyro"})
 
 
 @pytest.mark.parametrize("module", MODULES)

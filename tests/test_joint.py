@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pyro_elbo_lab import _joint
-from pyro_elbo_lab._correlations import governed_spread, largest_difference, unit
-from pyro_elbo_lab._joint import joint_distances
+from pyro_elbo_lab.statistics import joint
+from pyro_elbo_lab.statistics.correlations import governed_spread, largest_difference, unit
+from pyro_elbo_lab.statistics.joint import joint_distances
 from tests.tolerances import assert_mean_equals, critical_value
 
 N = 1000
@@ -42,7 +42,7 @@ def test_mmd_matches_the_closed_form(rng: np.random.Generator) -> None:
     def squared() -> tuple[float, float]:
         x, y = rng.normal([shift, 0], 1, size=(n, d)), rng.normal(size=(n, d))
         pooled = np.concatenate([x, y])
-        h2 = _joint.median_distance(np.linalg.norm(pooled[:, None] - pooled, axis=-1)) ** 2
+        h2 = joint.median_distance(np.linalg.norm(pooled[:, None] - pooled, axis=-1)) ** 2
         within = (h2 / (h2 + 2)) ** (d / 2)
         between = within * math.exp(-(shift**2) / (2 * (h2 + 2)))
         expected = 2 * (within - between) + 2 * (1 - within) / n

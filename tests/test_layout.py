@@ -5,8 +5,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_elbo_lab.layout import lay_out
-from pyro_elbo_lab.structure import FactorKey, analyse
+from pyro_elbo_lab.objectives.particles.layout import lay_out
+from pyro_elbo_lab.programs.structure import FactorKey, analyse
 
 ZERO = torch.zeros(())
 

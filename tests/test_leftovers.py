@@ -14,8 +14,8 @@ from torch import Tensor
 from torch._inductor.codecache import PyCodeCache
 
 from pyro_elbo_lab import StandardELBO, compiled, fit, nuts
-from pyro_elbo_lab.dispatch import Handles
-from pyro_elbo_lab.leftovers import _sources, leftovers_dropped
+from pyro_elbo_lab.compilation.native.leftovers import _sources, leftovers_dropped
+from pyro_elbo_lab.compilation.native.operators import Handles
 from tests.compilers import needs_compiler
 
 

@@ -14,8 +14,9 @@ from pyro import poutine
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from pyro_elbo_lab import cli, reference
-from pyro_elbo_lab.guard import CaptureError
+from pyro_elbo_lab.cli import main
+from pyro_elbo_lab.compilation.capture.guard import CaptureError
+from pyro_elbo_lab.inference.nuts import nuts
 from tests.tolerances import critical_value
 
 FOLDER = Path(__file__).parents[1] / "models"
@@ -51,7 +52,7 @@ def test_compare_runs_every_model_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if name in SLOW_TO_COMPILE:
-        monkeypatch.setattr(reference, "compile_density", no_compiler)
+        monkeypatch.setattr(nuts, "compile_density", no_compiler)
     if name in MANY_IMAGES:
         digits = load_digits().data[:20]
         monkeypatch.setattr("sklearn.datasets.load_digits", lambda: SimpleNamespace(data=digits))
@@ -59,7 +60,7 @@ def test_compare_runs_every_model_file(
     guide = GUIDES.get(name, "normal")
     known = file.exact(*file.data()) if hasattr(file, "exact") else {}
     options = ["--guide", guide, *FIT, *(ENOUGH if known else A_FEW), "--out", str(tmp_path)]
-    assert cli.main(["compare", str(FOLDER / f"{name}.py"), *options]) == 0
+    assert main.main(["compare", str(FOLDER / f"{name}.py"), *options]) == 0
     assert re.search(f"^{guide}, standard: [A-Z].*", capsys.readouterr().out, re.MULTILINE)
     check_report(tmp_path, file)
     if known:

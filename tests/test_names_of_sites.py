@@ -13,8 +13,8 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
 from pyro_elbo_lab import StandardELBO, compare, evidence, fit, from_guide, nuts, sbc, write_report
-from pyro_elbo_lab.datatree import to_datatree, variable
-from pyro_elbo_lab.netcdf import write_netcdf
+from pyro_elbo_lab.inference.storage.netcdf import write_netcdf
+from pyro_elbo_lab.inference.trees.datatree import to_datatree, variable
 from tests.tolerances import assert_mean_equals
 
 X = torch.tensor([1.0, 2.0, 3.0])

@@ -26,10 +26,10 @@ from pyro.infer.autoguide import (
 )
 from pyro.nn import PyroModule, PyroParam, PyroSample
 
-from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
-from pyro_elbo_lab.bounds import log_mean_exp
-from pyro_elbo_lab.objective import Objective
-from pyro_elbo_lab.objectives import ImportanceWeightedELBO, StandardELBO
+from pyro_elbo_lab.objectives.analytic_kl import AnalyticKLELBO
+from pyro_elbo_lab.objectives.bounds import log_mean_exp
+from pyro_elbo_lab.objectives.lower_bounds import ImportanceWeightedELBO, StandardELBO
+from pyro_elbo_lab.objectives.objective import Objective
 from tests.tolerances import assert_mean_equals
 
 X = torch.tensor([0.3, -1.2, 0.8, 1.9])

@@ -10,7 +10,7 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from pyro_elbo_lab.optimizers import Update, update_of
+from pyro_elbo_lab.inference.fitting.update_rules import Update, update_of
 
 OPTIMIZERS = {
     "Adam": lambda: pyro.optim.Adam({"lr": 0.1}),

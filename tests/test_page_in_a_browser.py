@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pyro_elbo_lab.comparison import compare
-from pyro_elbo_lab.report import write_report
+from pyro_elbo_lab.report.write import write_report
+from pyro_elbo_lab.trust.comparison.compare import compare
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no `chromium` on the PATH")

@@ -2,7 +2,7 @@
 
 import torch
 
-from pyro_elbo_lab.paths import through, without
+from pyro_elbo_lab.objectives.gradients.paths import through, without
 
 
 def graph():

@@ -17,9 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from pyro_elbo_lab import _style
-from pyro_elbo_lab.comparison import Comparison, compare
-from pyro_elbo_lab.plots import (
+from pyro_elbo_lab import (
     plot_densities,
     plot_errors,
     plot_evidence_bounds,
@@ -28,7 +26,9 @@ from pyro_elbo_lab.plots import (
     plot_pairs,
     plot_training,
 )
-from pyro_elbo_lab.verdict import TOLERANCE
+from pyro_elbo_lab.figures import theme
+from pyro_elbo_lab.trust.comparison.compare import Comparison, compare
+from pyro_elbo_lab.trust.comparison.verdict import TOLERANCE
 from tests.planted import normal, standard_normal
 from tests.planted import tree as planted
 
@@ -206,8 +206,8 @@ def test_interactive_mode_outlives_the_settings() -> None:
     before = matplotlib.is_interactive(), matplotlib.rcParams["font.size"]
     try:
         matplotlib.interactive(False)
-        with _style.settings():
-            assert matplotlib.rcParams["font.size"] == _style.PRINT["font.size"] != before[1]
+        with theme.settings():
+            assert matplotlib.rcParams["font.size"] == theme.PRINT["font.size"] != before[1]
             matplotlib.interactive(True)
         assert matplotlib.is_interactive()
         assert matplotlib.rcParams["font.size"] == before[1]
@@ -217,10 +217,10 @@ def test_interactive_mode_outlives_the_settings() -> None:
 
 def test_styles_differ_without_colour() -> None:
     """As in greyscale print: eight markers, eight lines; and 24 names never share both."""
-    eight = list(_style.styles(map(str, range(8))).values())[1:]
+    eight = list(theme.styles(map(str, range(8))).values())[1:]
     for key in ("marker", "linestyle"):
         assert len({style[key] for style in eight}) == 8
-    many = list(_style.styles(map(str, range(24))).values())[1:]
+    many = list(theme.styles(map(str, range(24))).values())[1:]
     assert len({(style["color"], style["marker"]) for style in many}) == 24
 
 
@@ -369,7 +369,7 @@ def test_arrows_point_to_densities_beyond_the_panel() -> None:
     axes = plot_densities(compare(trees, standard_normal(0))).axes[0]
     arrows = {m: line for line in axes.get_lines() if (m := line.get_marker()) in ("<", ">")}
     assert set(arrows) == {"<", ">"}
-    assert arrows["<"].get_color() == _style.styles(trees)["left"]["color"]
+    assert arrows["<"].get_color() == theme.styles(trees)["left"]["color"]
 
 
 @dataclass(frozen=True)

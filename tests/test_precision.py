@@ -13,9 +13,9 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_elbo_lab.potential import isolated, logp_and_gradient, prepare
-from pyro_elbo_lab.precision import InFloat64
-from pyro_elbo_lab.reference import nuts
+from pyro_elbo_lab.inference.nuts.nuts import nuts
+from pyro_elbo_lab.inference.nuts.potential import isolated, logp_and_gradient, prepare
+from pyro_elbo_lab.programs.precision import InFloat64, as_written
 from tests.tolerances import assert_mean_equals
 
 X = torch.linspace(0.1, 0.9, 40) ** 2
@@ -183,3 +183,15 @@ def test_tensors_made_inside_are_float64() -> None:
         assert (torch.ones(2, dtype=torch.int64) + 1).dtype == torch.int64
     assert mode.found == (2,)
     assert InFloat64().found is None
+
+
+def test_a_compiler_within_it_works_in_its_own_precision() -> None:
+    with InFloat64():
+        with as_written():
+            assert torch.ones(2, dtype=torch.float32).dtype == torch.float32
+            with as_written():
+                pass
+            assert torch.ones(2, dtype=torch.float32).dtype == torch.float32
+        assert torch.ones(2, dtype=torch.float32).dtype == torch.float64
+    with as_written():
+        assert torch.ones(2, dtype=torch.float32).dtype == torch.float32

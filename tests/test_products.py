@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_elbo_lab import products
+from pyro_elbo_lab.compilation.native import products
 from tests.compilers import needs_compiler
 
 pytestmark = needs_compiler

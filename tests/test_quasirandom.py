@@ -19,14 +19,19 @@ from pyro.infer.autoguide import (
     AutoStructured,
 )
 
-from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
-from pyro_elbo_lab.bounds import mean
-from pyro_elbo_lab.layout import lay_out
-from pyro_elbo_lab.objective import Objective
-from pyro_elbo_lab.objectives import ImportanceWeightedELBO, StandardELBO
-from pyro_elbo_lab.quasirandom import MAX_DIMENSIONS, Nets, Placement, scrambled_sobol
-from pyro_elbo_lab.sampling import draw
-from pyro_elbo_lab.structure import FactorKey, analyse
+from pyro_elbo_lab.objectives.analytic_kl import AnalyticKLELBO
+from pyro_elbo_lab.objectives.bounds import mean
+from pyro_elbo_lab.objectives.lower_bounds import ImportanceWeightedELBO, StandardELBO
+from pyro_elbo_lab.objectives.objective import Objective
+from pyro_elbo_lab.objectives.particles.layout import lay_out
+from pyro_elbo_lab.objectives.particles.sampling import draw
+from pyro_elbo_lab.objectives.particles.sobol import (
+    MAX_DIMENSIONS,
+    Nets,
+    Placement,
+    scrambled_sobol,
+)
+from pyro_elbo_lab.programs.structure import FactorKey, analyse
 from tests.laws import exact, toys
 from tests.laws.estimation import guide_gradients, mean_loss, values_and_gradients
 from tests.tolerances import assert_mean_equals, critical_value

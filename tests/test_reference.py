@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from models import eight_schools
-from pyro_elbo_lab.potential import constrain, isolated, prepare
-from pyro_elbo_lab.reference import judge, nuts
+from pyro_elbo_lab.inference.nuts.nuts import judge, nuts
+from pyro_elbo_lab.inference.nuts.potential import constrain, isolated, prepare
 from tests.tolerances import critical_value
 
 Model = Callable[..., Any]
@@ -469,7 +469,7 @@ def test_a_breakdown_of_nutpie_is_an_exception(monkeypatch: pytest.MonkeyPatch) 
     def model() -> None:
         pyro.sample("z", dist.Normal(0.0, 1.0))
 
-    monkeypatch.setattr("pyro_elbo_lab.chains.starting_point", origin)
+    monkeypatch.setattr("pyro_elbo_lab.inference.nuts.chains.starting_point", origin)
     with pytest.raises(RuntimeError, match=r"nutpie broke down: .*initial gradient"):
         nuts(model, **QUICK)
 

@@ -4,8 +4,8 @@ import arviz_stats
 import numpy as np
 import pytest
 
-from pyro_elbo_lab._chains import rank_mixing
-from pyro_elbo_lab.reliability import Worst, judge, worst
+from pyro_elbo_lab.statistics.mixing import rank_mixing
+from pyro_elbo_lab.statistics.reliability import Worst, judge, worst
 
 RNG = np.random.default_rng(0)
 Z = RNG.normal(size=(4, 500))

@@ -17,9 +17,9 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from pyro_elbo_lab import report
-from pyro_elbo_lab.comparison import Comparison, compare
-from pyro_elbo_lab.report import check_destination, write_report
+from pyro_elbo_lab.report import write
+from pyro_elbo_lab.report.write import check_destination, write_report
+from pyro_elbo_lab.trust.comparison.compare import Comparison, compare
 from tests.planted import normal, standard_normal, tree
 
 VOID = {"meta", "img", "br"}
@@ -293,14 +293,14 @@ def test_a_failure_leaves_things_as_they_were(
     def fail(*args: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(report, "_write_figures", fail)
+    monkeypatch.setattr(write, "_write_figures", fail)
     with pytest.raises(OSError, match="disk full"):
         write_report(comparison, tmp_path / "report")
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
     write_report(comparison, tmp_path / "report")
     before = {f.name: f.read_bytes() for f in (tmp_path / "report").iterdir()}
-    monkeypatch.setattr(report, "_write_figures", fail)
+    monkeypatch.setattr(write, "_write_figures", fail)
     with pytest.raises(OSError, match="disk full"):
         write_report(comparison, tmp_path / "report")
     assert {f.name: f.read_bytes() for f in (tmp_path / "report").iterdir()} == before
@@ -396,7 +396,7 @@ def test_the_page_stays_a_page_with_its_list_of_files(folder: Path, page: Page) 
 
 WRITER = """
 import sys, time
-from pyro_elbo_lab import folders
+from pyro_elbo_lab.inference.storage import folders
 with folders.filling(sys.argv[1]) as fresh:
     (fresh / "index.html").write_text("half")
     print(flush=True)

@@ -30,12 +30,12 @@ from pyro.infer.autoguide import (
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
-from pyro_elbo_lab.compiled import compiled
-from pyro_elbo_lab.convert import from_guide
-from pyro_elbo_lab.fit import fit
-from pyro_elbo_lab.objectives import StandardELBO
-from pyro_elbo_lab.result import Fit
-from pyro_elbo_lab.state import store_state
+from pyro_elbo_lab.compilation.compiled_objective import compiled
+from pyro_elbo_lab.inference.fitting.fit import fit
+from pyro_elbo_lab.inference.fitting.result import Fit
+from pyro_elbo_lab.inference.trees.convert import from_guide
+from pyro_elbo_lab.objectives.lower_bounds import StandardELBO
+from pyro_elbo_lab.programs.state import store_state
 
 Guide = Callable[..., Any]
 
@@ -348,8 +348,8 @@ import sys, warnings
 warnings.simplefilter("ignore")
 import numpy as np, pyro
 from tests.test_result import GUIDES, ROWS, draws, model
-from pyro_elbo_lab.objectives import StandardELBO
-from pyro_elbo_lab.result import Fit
+from pyro_elbo_lab.objectives.lower_bounds import StandardELBO
+from pyro_elbo_lab.inference.fitting.result import Fit
 for kind in ("AutoNormal", "PyroModule", "function", "flow", "module with statistics"):
     loaded = Fit.load(f"{kind}.pt", model, GUIDES[kind](), ROWS[0], objective=StandardELBO())
     np.testing.assert_array_equal(draws(loaded), np.load(f"{kind}.npy"))

@@ -8,10 +8,10 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
 
-from pyro_elbo_lab.layout import lay_out, linear
-from pyro_elbo_lab.objectives import StandardELBO
-from pyro_elbo_lab.sampling import draw, is_vectorizable
-from pyro_elbo_lab.structure import FactorKey, analyse
+from pyro_elbo_lab.objectives.lower_bounds import StandardELBO
+from pyro_elbo_lab.objectives.particles.layout import lay_out, linear
+from pyro_elbo_lab.objectives.particles.sampling import draw, is_vectorizable
+from pyro_elbo_lab.programs.structure import FactorKey, analyse
 
 X = torch.linspace(-1.0, 1.0, 6)
 vectorized = pytest.mark.parametrize("vectorize", [True, False], ids=["vectorized", "sequential"])

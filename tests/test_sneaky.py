@@ -7,8 +7,8 @@ import pyro
 import pytest
 import torch
 
-from pyro_elbo_lab.compiled import compiled
-from pyro_elbo_lab.fit import fit
+from pyro_elbo_lab.compilation.compiled_objective import compiled
+from pyro_elbo_lab.inference.fitting.fit import fit
 from tests.sneaky import containers, functions, harmless, leaving, objects, surroundings
 from tests.sneaky.registry import ROWS, Row, default_objective
 

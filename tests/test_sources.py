@@ -9,8 +9,8 @@ import pytest
 import torch
 from pyro.infer import MCMC, NUTS
 
-from pyro_elbo_lab import reference
-from pyro_elbo_lab.comparison import compare
+from pyro_elbo_lab.inference.nuts import nuts
+from pyro_elbo_lab.trust.comparison.compare import compare
 from tests.planted import normal, standard_normal, vector
 
 
@@ -136,7 +136,7 @@ def test_compare_and_nuts_judge_alike(spoil: str, rng: np.random.Generator) -> N
         diverging[0, :41] = True
     if spoil == "one":
         z, diverging = z[:1], diverging[:1]
-    judged = reference.judge({"x": z}, diverging)
+    judged = nuts.judge({"x": z}, diverging)
     comparison = compare(
         {"q": vector(rng.normal(size=(1, 1000, 3)))}, vector(z, diverging=diverging)
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, AutoNormalMessenger
 
-from pyro_elbo_lab.structure import FactorKey, analyse
+from pyro_elbo_lab.programs.structure import FactorKey, analyse
 
 X = torch.tensor([0.3, -1.2, 0.8])
 

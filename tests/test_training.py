@@ -26,7 +26,7 @@ from pyro_elbo_lab import (
     default_optimizer,
     fit,
 )
-from pyro_elbo_lab.steps import LEAST_STEPS
+from pyro_elbo_lab.inference.fitting.steps import LEAST_STEPS
 from tests.compilers import needs_compiler
 from tests.tolerances import assert_means_equal
 

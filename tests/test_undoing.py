@@ -26,12 +26,11 @@ from pyro_elbo_lab import (
     StandardELBO,
     cyclical_annealing,
     fit,
-    graphs,
-    training,
 )
-from pyro_elbo_lab.budget import Budget
-from pyro_elbo_lab.environment import Watch
-from pyro_elbo_lab.svi_steps import Rewindable
+from pyro_elbo_lab.compilation.watch.environment import Watch
+from pyro_elbo_lab.inference.fitting import graphs, trainer
+from pyro_elbo_lab.inference.fitting.budget import Budget
+from pyro_elbo_lab.inference.fitting.svi_steps import Rewindable
 from tests.compilers import run_uncompiled
 
 X = torch.tensor([1.0, 2.0, 4.0])
@@ -269,7 +268,9 @@ def test_batches_are_gone_through_again(blind: None) -> None:
 
 def test_few_batches_are_kept(blind: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than the limit are compared at once: then all steps before are known to be right."""
-    monkeypatch.setattr("pyro_elbo_lab.graph_steps._MOST_BYTES", 40)  # 3 batches of 4 numbers
+    monkeypatch.setattr(
+        "pyro_elbo_lab.inference.fitting.graph_steps._MOST_BYTES", 40
+    )  # 3 batches of 4 numbers
     by_class(1.0)
     expected, _ = train(with_scale(lambda: Setting.scale), False, batches=shuffled(23))
     by_class(1.0)
@@ -282,7 +283,7 @@ def test_blocks_are_taken_again(blind: None, monkeypatch: pytest.MonkeyPatch) ->
     """Something from outside changes what the model reads, between the second block and the third:
     the fit ends where it should."""
     by_class(3.0)
-    run, runs = training.Trainer.run, 0
+    run, runs = trainer.Trainer.run, 0
 
     def switching_run(self: Any, *args: Any) -> int:
         nonlocal runs
@@ -290,7 +291,7 @@ def test_blocks_are_taken_again(blind: None, monkeypatch: pytest.MonkeyPatch) ->
         by_class(3.0 if runs < 3 else 1.0)
         return run(self, *args)
 
-    monkeypatch.setattr(training.Trainer, "run", switching_run)
+    monkeypatch.setattr(trainer.Trainer, "run", switching_run)
     optimizer = pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.01 ** (1 / 1500)})
     model = with_scale(lambda: Setting.scale)
     found, said = train(model, True, num_steps=1500, optimizer=optimizer)

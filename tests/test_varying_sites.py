@@ -27,7 +27,7 @@ from pyro_elbo_lab import (
     compiled,
     evidence,
 )
-from pyro_elbo_lab.plans import MOST_PLANS
+from pyro_elbo_lab.objectives.plans import MOST_PLANS
 from tests.tolerances import assert_mean_equals, assert_means_equal
 
 X = torch.tensor([0.3, -1.2, 0.8, 1.9, -0.4, 0.6])

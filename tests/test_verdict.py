@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pyro_elbo_lab._modes import missed_modes
-from pyro_elbo_lab._progress import late_fall
-from pyro_elbo_lab.comparison import Comparison, compare
+from pyro_elbo_lab.statistics.modes import missed_modes
+from pyro_elbo_lab.statistics.trend import late_fall
+from pyro_elbo_lab.trust.comparison.compare import Comparison, compare
 from tests.planted import PLANTED, RHO, trained, vector
 from tests.test_chains import autoregressive
 from tests.tolerances import assert_mean_equals, critical_value

@@ -18,8 +18,8 @@ import numpy as np
 import pyro
 
 from pyro_elbo_lab import Fit, StandardELBO, fit
-from pyro_elbo_lab.budget import Budget
-from pyro_elbo_lab.graph_steps import GraphSteps
+from pyro_elbo_lab.inference.fitting.budget import Budget
+from pyro_elbo_lab.inference.fitting.graph_steps import GraphSteps
 from tests.benchmarks import harness
 from tests.benchmarks.harness import number, say, spread, table
 from tests.benchmarks.problems import PROBLEMS, Problem

@@ -13,8 +13,8 @@ from pyro.optim import Adam
 from torch import Tensor, nn
 
 from pyro_elbo_lab import StandardELBO
-from pyro_elbo_lab.compiled import compiled
-from pyro_elbo_lab.steps import Task, steps_of
+from pyro_elbo_lab.compilation.compiled_objective import compiled
+from pyro_elbo_lab.inference.fitting.steps import Task, steps_of
 from tests.benchmarks.harness import Contender
 from tests.benchmarks.problems import Problem
 

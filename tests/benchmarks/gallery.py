@@ -15,8 +15,8 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 from models import eight_schools, robust_regression
 from pyro_elbo_lab import StandardELBO, compare, evidence, fit, from_guide, nuts, plot_pairs
-from pyro_elbo_lab._figure import entitle
-from pyro_elbo_lab._style import COLORS, WIDTH, settings
+from pyro_elbo_lab.figures.panels import entitle
+from pyro_elbo_lab.figures.theme import COLORS, WIDTH, settings
 from tests.benchmarks import harness
 from tests.benchmarks.contenders import FIT, NUMPYRO, PYRO, contenders
 from tests.benchmarks.problems import PROBLEMS

@@ -16,7 +16,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 from models import eight_schools, linear_regression, logistic_regression
 from pyro_elbo_lab import AnalyticKLELBO, StandardELBO
-from pyro_elbo_lab.fit import fit
+from pyro_elbo_lab.inference.fitting.fit import fit
 
 MODELS = {
     "eight schools": eight_schools,

@@ -14,7 +14,7 @@ import h5netcdf
 import numpy as np
 import xarray as xr
 
-from pyro_elbo_lab.comparison import Comparison, compare
+from pyro_elbo_lab.trust.comparison.compare import Comparison, compare
 
 _AT_ONCE = 50  # draws that are in memory while the files are written
 

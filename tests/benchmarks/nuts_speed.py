@@ -20,8 +20,8 @@ import arviz_stats
 import numpy as np
 
 from pyro_elbo_lab import nuts
-from pyro_elbo_lab.chains import TARGET_ACCEPT
-from pyro_elbo_lab.reference import judge
+from pyro_elbo_lab.inference.nuts.chains import TARGET_ACCEPT
+from pyro_elbo_lab.inference.nuts.nuts import judge
 from tests.benchmarks import harness
 from tests.benchmarks.harness import in_process, number, say, table
 from tests.benchmarks.problems import PROBLEMS

@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-from pyro_elbo_lab.objectives import StandardELBO
+from pyro_elbo_lab.objectives.lower_bounds import StandardELBO
 from tests.capture.arguments import gaussian
 from tests.capture.latents import X, normal_guide, normal_z
 from tests.capture.registry import Run, program

@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from pyro.infer.reparam import LocScaleReparam
 from pyro.poutine import block, mask, reparam, scale
 
-from pyro_elbo_lab.objectives import StandardELBO
+from pyro_elbo_lab.objectives.lower_bounds import StandardELBO
 from tests.capture.registry import Run, program
 
 X = torch.tensor([0.4, -1.1, 2.3, 0.9])

@@ -6,7 +6,7 @@ import torch
 from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoNormal
 
-from pyro_elbo_lab.objectives import ImportanceWeightedELBO, StandardELBO
+from pyro_elbo_lab.objectives.lower_bounds import ImportanceWeightedELBO, StandardELBO
 from tests.capture.latents import X, normal_z, positive
 from tests.capture.registry import Run, program
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_elbo_lab.objectives import StandardELBO
+from pyro_elbo_lab.objectives.lower_bounds import StandardELBO
 
 Outcome = Literal["captured", "eager", "either"]
 HERE = "# here"

@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
-from pyro_elbo_lab.objectives import StandardELBO
+from pyro_elbo_lab.objectives.lower_bounds import StandardELBO
 from tests.capture.arguments import gaussian, late
 from tests.capture.latents import X, normal_z
 from tests.capture.registry import Run, program

@@ -6,7 +6,7 @@ import torch
 from pyro import infer
 from torch import nn
 
-from pyro_elbo_lab.objectives import StandardELBO
+from pyro_elbo_lab.objectives.lower_bounds import StandardELBO
 from tests.capture.arguments import gaussian, late
 from tests.capture.latents import X, normal_guide, normal_z, positive
 from tests.capture.registry import Run, program

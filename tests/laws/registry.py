@@ -28,7 +28,7 @@ from pyro_elbo_lab import (
     ThermodynamicELBO,
     uniform_schedule,
 )
-from pyro_elbo_lab.gradients import Gradient
+from pyro_elbo_lab.objectives.gradients.unbiased import Gradient
 from tests.laws import exact, toys
 
 UNBIASED = ("auto", "pathwise", "doubly_reparameterized", "score")

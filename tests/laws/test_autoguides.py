@@ -25,8 +25,8 @@ from pyro.infer.autoguide import (
     init_to_feasible,
 )
 
-from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
-from pyro_elbo_lab.objectives import ImportanceWeightedELBO, StandardELBO
+from pyro_elbo_lab.objectives.analytic_kl import AnalyticKLELBO
+from pyro_elbo_lab.objectives.lower_bounds import ImportanceWeightedELBO, StandardELBO
 from tests.laws.estimation import guide_gradients, mean_loss
 from tests.tolerances import assert_means_equal
 

@@ -39,7 +39,7 @@ from pyro_elbo_lab import (
     log_uniform_schedule,
     uniform_schedule,
 )
-from pyro_elbo_lab import bounds as library
+from pyro_elbo_lab.objectives import bounds as library
 from tests.laws import toys
 from tests.laws.estimation import mean_loss, values_and_gradients
 from tests.tolerances import assert_mean_equals, critical_value

@@ -15,8 +15,8 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.ops.indexing import Vindex
 from torch.distributions import constraints
 
-from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
-from pyro_elbo_lab.objectives import ImportanceWeightedELBO, StandardELBO
+from pyro_elbo_lab.objectives.analytic_kl import AnalyticKLELBO
+from pyro_elbo_lab.objectives.lower_bounds import ImportanceWeightedELBO, StandardELBO
 from tests.laws.estimation import mean_loss
 from tests.tolerances import assert_mean_equals, assert_means_equal
 

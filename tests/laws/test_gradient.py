@@ -6,7 +6,7 @@ The guides do not hold the posterior, so that wrong weights show.
 import pytest
 import torch
 
-from pyro_elbo_lab.objectives import ImportanceWeightedELBO, StandardELBO
+from pyro_elbo_lab.objectives.lower_bounds import ImportanceWeightedELBO, StandardELBO
 from tests.laws import exact, toys
 from tests.laws.estimation import values_and_gradients
 from tests.laws.registry import (

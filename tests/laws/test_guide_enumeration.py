@@ -11,9 +11,9 @@ from pyro import poutine
 from pyro.infer import ELBO, TraceEnum_ELBO
 from torch import Tensor
 
-from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
-from pyro_elbo_lab.gradients import Gradient
-from pyro_elbo_lab.objectives import StandardELBO
+from pyro_elbo_lab.objectives.analytic_kl import AnalyticKLELBO
+from pyro_elbo_lab.objectives.gradients.unbiased import Gradient
+from pyro_elbo_lab.objectives.lower_bounds import StandardELBO
 from tests.enumerated_guides import PROGRAMS
 from tests.tolerances import assert_mean_equals
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyro_elbo_lab.objectives import ImportanceWeightedELBO, StandardELBO
+from pyro_elbo_lab.objectives.lower_bounds import ImportanceWeightedELBO, StandardELBO
 from tests.laws import toys
 from tests.laws.estimation import values_and_gradients
 from tests.laws.registry import ROWS

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pyro.infer import RenyiELBO
 
-from pyro_elbo_lab.objectives import ImportanceWeightedELBO
+from pyro_elbo_lab.objectives.lower_bounds import ImportanceWeightedELBO
 from tests.laws.estimation import mean_loss
 from tests.tolerances import assert_mean_equals, critical_value
 

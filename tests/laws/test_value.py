@@ -12,8 +12,8 @@ from pyro.infer import RenyiELBO as PyroRenyiELBO
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
-from pyro_elbo_lab.analytic_kl import AnalyticKLELBO
-from pyro_elbo_lab.objectives import ImportanceWeightedELBO, RenyiELBO, StandardELBO
+from pyro_elbo_lab.objectives.analytic_kl import AnalyticKLELBO
+from pyro_elbo_lab.objectives.lower_bounds import ImportanceWeightedELBO, RenyiELBO, StandardELBO
 from tests.laws import exact, toys
 from tests.laws.estimation import mean_loss
 from tests.laws.registry import ROWS

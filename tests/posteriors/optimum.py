@@ -17,8 +17,13 @@ from scipy import optimize
 from torch import Tensor
 
 from pyro_elbo_lab import StandardELBO
-from pyro_elbo_lab.potential import isolated, logp_and_gradient, prepare, starting_point
-from pyro_elbo_lab.state import forget_namesakes, seeded
+from pyro_elbo_lab.inference.nuts.potential import (
+    isolated,
+    logp_and_gradient,
+    prepare,
+    starting_point,
+)
+from pyro_elbo_lab.programs.state import forget_namesakes, seeded
 
 Program = Callable[..., Any]
 

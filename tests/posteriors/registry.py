@@ -14,8 +14,8 @@ import numpy as np
 from torch import Tensor
 from xarray import DataTree
 
-from pyro_elbo_lab.datatree import to_datatree
-from pyro_elbo_lab.dims import site_dims
+from pyro_elbo_lab.inference.trees.datatree import to_datatree
+from pyro_elbo_lab.programs.dims import site_dims
 from tests.posteriors import (
     ar,
     earnings,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pyro_elbo_lab import Comparison, compare, from_guide
-from pyro_elbo_lab.sampling import is_vectorizable
+from pyro_elbo_lab.objectives.particles.sampling import is_vectorizable
 from tests.posteriors.registry import POSTERIORS
 
 EIGHT_SCHOOLS = "eight_schools-eight_schools_noncentered"

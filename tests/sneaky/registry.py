@@ -10,7 +10,7 @@ import torch
 from pyro.infer import ELBO
 from torch.distributions import constraints
 
-from pyro_elbo_lab.objectives import StandardELBO
+from pyro_elbo_lab.objectives.lower_bounds import StandardELBO
 
 X = torch.tensor([0.4, -1.1, 2.3, 0.9])
 

@@ -19,7 +19,7 @@ from pyro.optim import MultiStepLR
 from torch import Tensor, nn
 
 from pyro_elbo_lab import ImportanceWeightedELBO, StandardELBO, fit
-from pyro_elbo_lab.fit import Fit
+from pyro_elbo_lab.inference.fitting.fit import Fit
 from tests.benchmarks.papers.minibatches import Batches
 
 LEARNING_RATE = 1e-3

@@ -20,7 +20,7 @@ import pyro
 
 from models import eight_schools
 from pyro_elbo_lab import from_guide
-from pyro_elbo_lab._importance import diagnose
+from pyro_elbo_lab.statistics.importance import diagnose
 from tests.benchmarks.papers.published import Result, Setting, arguments, report
 from tests.posteriors.optimum import Program, mean_field
 

@@ -1,0 +1,1 @@
+"""Compiled graphs called from C: everything that rests on private names of PyTorch."""

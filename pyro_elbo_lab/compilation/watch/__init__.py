@@ -1,0 +1,1 @@
+"""What Python programs read besides their arguments, and what they leave behind."""

@@ -1,0 +1,1 @@
+"""NUTS on a compiled log density."""

@@ -1,0 +1,1 @@
+"""Files and folders that are there as a whole or not at all."""

@@ -1,0 +1,1 @@
+"""ArviZ trees of draws: from Pyro, from guides, from predictions."""

@@ -1,0 +1,5 @@
+"""Losses for `pyro.infer.SVI`: bounds of log-weights, and what it takes to optimise them.
+
+It imports `programs`. It gives the named objectives (`lower_bounds`, `covering`, `analytic_kl`,
+`annealed`), each a bound with an estimator of its gradient and a layout of its particles.
+"""

@@ -1,0 +1,1 @@
+"""Estimators of gradients: pathwise, doubly reparameterized, score function, wake and sleep."""

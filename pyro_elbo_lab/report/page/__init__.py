@@ -1,0 +1,1 @@
+"""The page: its markup, tables, illustrations and sections."""

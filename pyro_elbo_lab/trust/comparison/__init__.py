@@ -1,0 +1,1 @@
+"""Approximations beside a reference: distances, diagnostics and a verdict each."""

@@ -1,0 +1,1 @@
+"""log p(x) between bounds, from below and from above."""
