@@ -141,9 +141,10 @@ def compile_graph(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
     module = fx.GraphModule(module, copy.deepcopy(module.graph))
     simplify(module)
     keep_failures(module)
+    examples = [x.detach() for x in inputs]
     with torch.no_grad(), as_written(), _silence(), config.patch(_settings()):
         return torch._inductor.standalone_compile(
-            module, [x.detach() for x in inputs], dynamic_shapes="from_example_inputs"
+            module, examples, dynamic_shapes="from_example_inputs"
         )
 
 
