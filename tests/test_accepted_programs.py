@@ -7,7 +7,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer.reparam import ConjugateReparam
 from pyro.optim import Adam
 from torch.autograd import grad
 
@@ -241,3 +243,22 @@ def test_an_undeclared_dimension_is_refused():
 
     with pytest.raises(ValueError, match="no plate declares dimension -2"):
         StandardELBO().loss(model, lambda: None)
+
+
+def test_draws_of_conjugate_reparam_are_no_mixed_dimensions():
+    """The model draws "p" from its posterior, and leaves no trace of it."""
+    counts, total = torch.tensor(3.0), 10
+    prior = dist.Beta(0.5, 1.5)
+
+    def model() -> None:
+        p = pyro.sample("p", prior)
+        pyro.sample("counts", dist.Binomial(total, p), obs=counts)
+
+    likelihood = dist.Beta(1 + counts, 1 + total - counts)
+    exact = poutine.reparam(model, {"p": ConjugateReparam(likelihood)})
+    objective = StandardELBO(4, vectorize_particles=True, max_plate_nesting=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss = objective.loss(exact, lambda: None)
+    evidence = dist.BetaBinomial(prior.concentration1, prior.concentration0, total).log_prob(counts)
+    assert loss == pytest.approx(-float(evidence), abs=1e-4)

@@ -141,7 +141,7 @@ def compile_graph(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
     module = fx.GraphModule(module, copy.deepcopy(module.graph))
     simplify(module)
     keep_failures(module)
-    examples = [x.detach() for x in inputs]
+    examples: list[Any] = [x.detach() for x in inputs]
     with torch.no_grad(), as_written(), _silence(), config.patch(_settings()):
         return torch._inductor.standalone_compile(
             module, examples, dynamic_shapes="from_example_inputs"

@@ -353,18 +353,21 @@ def is_vectorizable(model: Program, guide: Program, args: tuple, kwargs: dict) -
         kwargs: keyword arguments of both.
     """
     with aside(), torch.no_grad():
-        subsamples = to_recall(*run(model, guide, args, kwargs), ())
+        with _Untraced() as singly:
+            subsamples = to_recall(*run(model, guide, args, kwargs), ())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # who asks has heard them
             structure, single = analyse(model, guide, args, kwargs, subsamples, lenient=True)
         options: dict[str, Any] = {"structure": structure, "layout": linear()}
         try:
-            with Recall(subsamples):
+            with Recall(subsamples), _Untraced() as jointly:
                 both = draw(model, guide, args, kwargs, num_outer=2, vectorize=True, **options)
         except (RuntimeError, ValueError, IndexError, AssertionError):
             return False
         for i in range(2):
             values = dict(subsamples)
+            for name, value in singly.values.items():
+                values[name] = jointly.values[name][i].reshape(value.shape)
             for name in structure.latents:
                 key = FactorKey("guide", name)
                 values[name] = (
@@ -379,6 +382,18 @@ def is_vectorizable(model: Program, guide: Program, args: tuple, kwargs: dict) -
                 if not torch.allclose(one.value[0].sum(), two.value[i].sum(), rtol=1e-3, atol=1e-3):
                     return False
     return True
+
+
+class _Untraced(Messenger):
+    """Remembers the draws that leave no trace, such as those that ConjugateReparam makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[str, Tensor] = {}
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if msg["infer"].get("_do_not_trace") and not msg["is_observed"]:
+            self.values[msg["name"]] = msg["value"]
 
 
 def touching_cells(particles: Particles) -> str | None:
