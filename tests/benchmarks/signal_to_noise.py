@@ -2,7 +2,7 @@
 
 Run from the project's root: python -m tests.benchmarks.signal_to_noise
 
-Prints the table of tests/laws/test_signal_to_noise.py with up to 4096 particles and 2000
+Prints the table of tests/objectives/laws/test_signal_to_noise.py with up to 4096 particles and 2000
 evaluations, and the exact slopes at many more.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from tests.laws.rainforth import ROWS, local_slope, ratios, table
+from tests.objectives.laws.rainforth import ROWS, local_slope, ratios, table
 
 PARTICLES = tuple(4**j for j in range(7))
 NUM_EVALUATIONS = 2000

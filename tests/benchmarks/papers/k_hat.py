@@ -4,7 +4,7 @@ Run from the project's root: python -m tests.benchmarks.papers.k_hat
 
 The mean-field Gaussian of eight schools in unconstrained space, centred and non-centred. The
 paper's k-hat follow runs of Stan's ADVI; ours follow the optimum itself
-(`tests/posteriors/optimum.py`), and are means over many sets of draws.
+(`tests/trust/posteriors/optimum.py`), and are means over many sets of draws.
 
 Source: Y. Yao, A. Vehtari, D. Simpson and A. Gelman (2018), Yes, but did it work? Evaluating
 variational inference, ICML.
@@ -22,7 +22,7 @@ from models import eight_schools
 from pyro_elbo_lab import from_guide
 from pyro_elbo_lab.statistics.importance import diagnose
 from tests.benchmarks.papers.published import Result, Setting, arguments, report
-from tests.posteriors.optimum import Program, mean_field
+from tests.trust.posteriors.optimum import Program, mean_field
 
 PUBLISHED = {
     "centred": (eight_schools.model_centred, 1.00),
