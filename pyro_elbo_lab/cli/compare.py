@@ -11,12 +11,11 @@ import xarray as xr
 
 from pyro_elbo_lab.cli import session
 from pyro_elbo_lab.cli.model_file import ModelFile, blaming
-from pyro_elbo_lab.cli.session import add_options, approximate, say
+from pyro_elbo_lab.cli.session import approximate, say
 from pyro_elbo_lab.cli.session import reference as reference_of
 from pyro_elbo_lab.programs.state import seeded
 from pyro_elbo_lab.report.write import check_destination, write_report
 from pyro_elbo_lab.trust.comparison.compare import compare
-from pyro_elbo_lab.trust.comparison.posteriors import MIN_DRAWS_PER_CHAIN
 from pyro_elbo_lab.trust.evidence.evidence import EvidenceBounds, evidence
 
 _PRINTED = [
@@ -29,21 +28,6 @@ _PRINTED = [
     "max_sd_ratio",
     "max_wasserstein",
 ]
-
-
-def add_to(commands: Any) -> None:
-    """Add the command to the parser's subcommands."""
-    command = commands.add_parser(
-        "compare",
-        help="fit guides to a model, run NUTS on it, and report how they differ",
-        description="Fit every guide with every objective, run NUTS, compare, and write a report.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add_options(command, MIN_DRAWS_PER_CHAIN, MIN_DRAWS_PER_CHAIN)
-    command.add_argument(
-        "--out", default="report", metavar="FOLDER", help="where to write the report"
-    )
-    command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, command: str) -> None:

@@ -11,7 +11,6 @@ import pyro
 from pyro_elbo_lab.cli import session
 from pyro_elbo_lab.cli.model_file import InputError, ModelFile
 from pyro_elbo_lab.cli.session import (
-    add_options,
     blaming_fit,
     fitted,
     reference,
@@ -21,23 +20,6 @@ from pyro_elbo_lab.cli.session import (
 )
 from pyro_elbo_lab.programs.state import seeded
 from pyro_elbo_lab.trust.evidence.evidence import EvidenceBounds, evidence
-
-LEAST_DRAWS = 100  # as `evidence` asks
-
-
-def add_to(commands: Any) -> None:
-    """Add the command to the parser's subcommands."""
-    command = commands.add_parser(
-        "evidence",
-        help="bound log p(x) from below by guides and from above by draws of NUTS",
-        description="Fit every guide with every objective, run NUTS, and bound the evidence.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add_options(command, LEAST_DRAWS, 1)
-    command.add_argument(
-        "--out", default="evidence", metavar="FOLDER", help="where to write tables and figures"
-    )
-    command.set_defaults(run=run, num_samples=100_000)
 
 
 def run(options: argparse.Namespace, command: str) -> None:

@@ -12,12 +12,8 @@ import matplotlib
 from pyro_elbo_lab.cli import session, specs
 from pyro_elbo_lab.cli.model_file import ModelFile
 from pyro_elbo_lab.cli.session import (
-    add_fit_options,
-    at_least,
     blaming_fit,
     fitted,
-    integer,
-    positive,
     save_figure,
     say,
     stem,
@@ -26,31 +22,6 @@ from pyro_elbo_lab.figures.ranks import plot_sbc, plot_vsbc
 from pyro_elbo_lab.inference.fitting.fit import Fit
 from pyro_elbo_lab.inference.storage.netcdf import write_netcdf
 from pyro_elbo_lab.trust.calibration.calibration import Calibration, sbc
-
-
-def add_to(commands: Any) -> None:
-    """Add the command to the parser's subcommands."""
-    command = commands.add_parser(
-        "sbc",
-        help="find by simulation whether fits are too narrow, too wide or shifted",
-        description="Draw parameters and data from the model, fit the data with every guide and "
-        "objective, and rank the parameters among draws of the fits.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add_fit_options(command)
-    add = command.add_argument
-    add("--simulations", type=at_least(10), default=200, metavar="N", help="simulated data sets")
-    add("--draws", type=positive, default=100, metavar="N", help="draws of each fit to rank among")
-    add("--jobs", type=_jobs, default=1, metavar="N", help="processes; -1 for one a core")
-    add("--out", default="calibration", metavar="FOLDER", help="where to write tables and figures")
-    command.set_defaults(run=run)
-
-
-def _jobs(text: str) -> int:
-    number = integer(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError("must be at least 1, or -1 for one a core, got 0")
-    return number
 
 
 def run(options: argparse.Namespace, command: str) -> None:

@@ -1,6 +1,6 @@
 """What counts as an error of an approximation: one table of limits."""
 
-__all__ = ["FALSE_ALARM_RATE", "TAIL_TOLERANCE", "TOLERANCE", "TOO_NOISY"]
+__all__ = ["FALSE_ALARM_RATE", "MIN_DRAWS_PER_CHAIN", "TAIL_TOLERANCE", "TOLERANCE", "TOO_NOISY"]
 
 TOLERANCE = 0.1
 """Errors that do not matter in practice: a mean off by a tenth of the reference sd, an sd by 10 %.
@@ -17,3 +17,6 @@ TOO_NOISY = 0.25
 
 FALSE_ALARM_RATE = 0.01
 """Probability that noise alone makes any of the parameters of one approximation look wrong."""
+
+MIN_DRAWS_PER_CHAIN = 25
+"""Fewest draws a chain must have: five draws in the upper fifth are what a tail fit needs."""

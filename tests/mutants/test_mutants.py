@@ -26,8 +26,8 @@ def test_a_fault_that_changes_nothing_survives():
 
 
 def test_a_fault_that_does_not_fit_is_an_error():
-    with pytest.raises(ValueError, match=r"stands 0 times in bounds\.py"):
-        text(Mutant("gone", "bounds", "no such text", "", ()))
+    with pytest.raises(ValueError, match=r"stands 0 times in objectives/bounds\.py"):
+        text(Mutant("gone", "objectives/bounds", "no such text", "", ()))
 
 
 def test_a_fault_that_crashes_is_an_error():

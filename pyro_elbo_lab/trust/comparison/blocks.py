@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from pyro_elbo_lab.statistics.distances import is_constant
+from pyro_elbo_lab.statistics.tolerances import MIN_DRAWS_PER_CHAIN
 from pyro_elbo_lab.trust.comparison import posteriors
 
 SIZE = 1024
@@ -87,7 +88,7 @@ def labels_of(blocks: Iterable[Block]) -> list[str]:
 
 def _constant(array: xr.DataArray, index: np.ndarray, eps: float) -> np.ndarray:
     """Which of some elements never vary; a few draws show of most that they do."""
-    first = array.isel(draw=slice(0, posteriors.MIN_DRAWS_PER_CHAIN))
+    first = array.isel(draw=slice(0, MIN_DRAWS_PER_CHAIN))
     fixed = is_constant(posteriors.elements(first, index), eps)
     fixed[fixed] = is_constant(posteriors.elements(array, index[fixed]), eps)
     return fixed

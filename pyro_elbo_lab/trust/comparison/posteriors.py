@@ -5,8 +5,7 @@ import itertools
 import numpy as np
 import xarray as xr
 
-MIN_DRAWS_PER_CHAIN = 25
-"""Fewest draws a chain must have: five draws in the upper fifth are what a tail fit needs."""
+from pyro_elbo_lab.statistics.tolerances import MIN_DRAWS_PER_CHAIN
 
 _SAMPLE_DIMS = ("chain", "draw")
 _ELEMENT = "_element"

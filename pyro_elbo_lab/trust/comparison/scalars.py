@@ -5,8 +5,9 @@ import xarray as xr
 
 from pyro_elbo_lab.statistics import joint
 from pyro_elbo_lab.statistics.mixing import mixing
+from pyro_elbo_lab.statistics.tolerances import MIN_DRAWS_PER_CHAIN
 from pyro_elbo_lab.statistics.trend import late_fall
-from pyro_elbo_lab.trust.comparison import posteriors, predictive
+from pyro_elbo_lab.trust.comparison import predictive
 from pyro_elbo_lab.trust.comparison.approximation import Anchors, Side
 
 DIAGNOSTICS = (
@@ -49,7 +50,7 @@ def joint_draws(anchors: Anchors) -> tuple[np.ndarray, np.ndarray]:
     flat = [x.reshape(len(x), -1) for x in (anchors.draws, anchors.reference)]
     independent = [mixing(x).ess.min() for x in (anchors.draws, anchors.reference)]
     n = min(int(min(independent)), *(x.shape[1] for x in flat), joint.MAX_DRAWS)
-    n = max(n, posteriors.MIN_DRAWS_PER_CHAIN)
+    n = max(n, MIN_DRAWS_PER_CHAIN)
     ours, theirs = (x[:, np.linspace(0, x.shape[1] - 1, n).astype(int)].T for x in flat)
     return ours, theirs
 

@@ -23,7 +23,8 @@ from pyro_elbo_lab.programs.dims import subsampled_plate
 from pyro_elbo_lab.programs.state import forget_namesakes
 from pyro_elbo_lab.programs.structure import FactorKey, Site, Structure, analyse
 from pyro_elbo_lab.statistics.importance import diagnose
-from pyro_elbo_lab.trust.comparison.posteriors import MIN_DRAWS_PER_CHAIN, posterior
+from pyro_elbo_lab.statistics.tolerances import MIN_DRAWS_PER_CHAIN
+from pyro_elbo_lab.trust.comparison.posteriors import posterior
 from pyro_elbo_lab.trust.comparison.sources import as_tree
 from pyro_elbo_lab.trust.evidence.ladder import (
     LADDER,
