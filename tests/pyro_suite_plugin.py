@@ -37,6 +37,13 @@ REASONS = {
     r"|missing_config_warning\[True|no_discrete_vars_warning\[True": (
         "warns that another class would do, where ours is both"
     ),
+    r"misuse_warning\[Trace_ELBO-(sequential|parallel)": (
+        "warns that Trace_ELBO does not heed the mark, where ours averages over all values"
+    ),
+    r"discrete_iplates_plate_dependency_warning\[True-(sequential|parallel)": (
+        "warns that a site may depend on what is enumerated in an earlier plate, which Pyro cannot "
+        "tell; ours can, and it does not"
+    ),
     r"test_mean_field_warn": "warns that TraceMeanField_ELBO may be wrong, where ours is right",
     r"test_particle_gradient\[Trace(Enum)?_ELBO-(non)?reparam": (
         "compares one draw with the terms of Pyro's own estimator; ours has the same expectation"
