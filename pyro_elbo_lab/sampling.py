@@ -33,6 +33,7 @@ from pyro_elbo_lab.particles import (
 from pyro_elbo_lab.quasirandom import Nets, Placement
 from pyro_elbo_lab.structure import (
     PARTICLE_PLATE,
+    Again,
     FactorKey,
     Program,
     Recall,
@@ -313,6 +314,40 @@ def run_particles(
             earlier.setdefault(outer, values)
             subsamples |= {n: v for n, v in values.items() if n not in shared}
     return Runs(tuple(runs), Stack(num_inner, num_outer, nesting, vectorize))
+
+
+def repeat(
+    guide: Program,
+    args: tuple,
+    kwargs: dict,
+    *,
+    num: int,
+    vectorize: bool,
+    nesting: int,
+    branch: Branch | None,
+) -> Again:
+    """What makes one more run as `run_particles` does, in all dimensions that it has there.
+
+    Args:
+        guide: a Pyro guide.
+        args: positional arguments of model and guide.
+        kwargs: keyword arguments of both.
+        num: the number of particles.
+        vectorize: run them at once.
+        nesting: the dimensions of the program's own plates.
+        branch: as for `run_particles`.
+
+    Returns:
+        (model, handler that sees the guide's sites) -> traces of model and guide.
+    """
+    at_once = vectorize and num > 1
+    first_dim = first_enumerated_dim(nesting, at_once)
+
+    def again(model: Program, carry: Messenger) -> tuple[Any, Any]:
+        plate = pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1) if at_once else None
+        return run(model, guide, args, kwargs, carry, first_dim, branch, plate)
+
+    return again
 
 
 def _check_nesting(sites: Mapping[FactorKey, Site], nesting: int) -> None:
