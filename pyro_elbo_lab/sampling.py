@@ -388,18 +388,22 @@ def is_vectorizable(model: Program, guide: Program, args: tuple, kwargs: dict) -
         kwargs: keyword arguments of both.
     """
     with aside(), torch.no_grad():
-        subsamples = to_recall(*run(model, guide, args, kwargs), ())
+        with _Untraced() as untraced:
+            subsamples = to_recall(*run(model, guide, args, kwargs), ())
+        shapes = {name: value.shape for name, value in untraced.values.items()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # who asks has heard them
             structure, single = analyse(model, guide, args, kwargs, subsamples, lenient=True)
         options: dict[str, Any] = {"structure": structure, "layout": linear()}
         try:
-            with Recall(subsamples):
+            with Recall(subsamples), _Untraced() as untraced:
                 both = draw(model, guide, args, kwargs, num_outer=2, vectorize=True, **options)
         except (RuntimeError, ValueError, IndexError, AssertionError):
             return False
         for i in range(2):
             values = dict(subsamples)
+            for name, shape in shapes.items():
+                values[name] = untraced.values[name][i].reshape(shape)
             for name in structure.latents:
                 key = FactorKey("guide", name)
                 values[name] = (
@@ -414,6 +418,18 @@ def is_vectorizable(model: Program, guide: Program, args: tuple, kwargs: dict) -
                 if not torch.allclose(one.value[0].sum(), two.value[i].sum(), rtol=1e-3, atol=1e-3):
                     return False
     return True
+
+
+class _Untraced(Messenger):
+    """Notes draws that Pyro puts into no trace, such as those of a ConjugateReparam."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: Values = {}
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if (msg["infer"] or {}).get("_do_not_trace") and not msg["is_observed"]:
+            self.values[msg["name"]] = msg["value"]
 
 
 def touching_cells(particles: Particles) -> str | None:
