@@ -246,7 +246,7 @@ def test_a_reader_outside_of_the_plate_that_comes_later(mark):
     objective = StandardELBO()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        exact = objective.loss(model, guide, False)
+        exact, slopes = evaluate(objective, (model, guide, (False,)))
     with pytest.warns(UserWarning, match="'x' is drawn"):
         objective.loss(model, guide, True)
     with warnings.catch_warnings():
@@ -255,6 +255,8 @@ def test_a_reader_outside_of_the_plate_that_comes_later(mark):
         inside = like([objective.loss(model, guide, False) for _ in range(400)])
     assert_mean_equals(outside, exact_loss_from_outside().detach())
     assert_mean_equals(inside, exact)
+    found = gradients(objective, (model, guide, (False,)), 400)
+    assert_mean_equals(found, torch.cat([slopes[name].reshape(-1) for name in ("pw", "px")]))
 
 
 def test_a_reader_outside_of_the_plate_in_one_branch():
@@ -268,10 +270,10 @@ def test_a_reader_outside_of_the_plate_in_one_branch():
             pyro.sample("y", dist.Normal(x.sum(-1), 1.0), obs=like(1.3))
 
     def guide() -> None:
-        c = pyro.sample("c", dist.Bernoulli(logits=pyro.param("pc", like(0.4))), infer=SEQUENTIAL)
-        px = pyro.param("px", like([-0.6, 0.9]))
         with pyro.plate("rows", 2):
-            pyro.sample("x", dist.Bernoulli(logits=px[c.long()]), infer=SEQUENTIAL)
+            logits = pyro.param("px", like([-0.6, 0.9]))
+            pyro.sample("x", dist.Bernoulli(logits=logits), infer=SEQUENTIAL)
+        pyro.sample("c", dist.Bernoulli(logits=pyro.param("pc", like(0.4))), infer=SEQUENTIAL)
 
     program = filled((model, guide, ()))
     pc, px = (pyro.param(name) for name in ("pc", "px"))
@@ -279,7 +281,7 @@ def test_a_reader_outside_of_the_plate_in_one_branch():
     for c, *x in itertools.product((0.0, 1.0), repeat=3):
         values = like(x)
         log_q = dist.Bernoulli(logits=pc).log_prob(like(c))
-        log_q = log_q + dist.Bernoulli(logits=px[int(c)]).log_prob(values).sum()
+        log_q = log_q + dist.Bernoulli(logits=px).log_prob(values).sum()
         log_p = dist.Bernoulli(like(0.3)).log_prob(like(c))
         log_p = log_p + dist.Bernoulli(like(0.6)).log_prob(values).sum()
         if c == 0:
