@@ -243,6 +243,7 @@ def test_a_sum_of_the_model_across_the_guides_plate_is_unbiased(mark):
 def test_a_reader_outside_of_the_plate_that_comes_later(mark):
     """What was enumerated is drawn from then on, in all structures."""
     model, guide, _ = filled(read_from_outside(mark))
+    pyro.param("px").data[1] = -1.5  # far from the optimum: a gradient that stands out
     objective = StandardELBO()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
