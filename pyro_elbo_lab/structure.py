@@ -431,7 +431,7 @@ def analyse(
         first_dim = first_enumerated_dim(nesting)
         sites = _sum_out(*programs, (*enumerated, *averaged), first_dim, recall, branch)
         if found:
-            _check_reach(sites, found[0], averaged)
+            _check_reach(sites, found, averaged)
     unmarked = branch.drawn if branch else frozenset[str]()
     return _build(drawn, sites, enumerated, averaged, unmarked, found, bool(given)), sites
 
@@ -483,7 +483,7 @@ def assume(
     if averaged and model and again:
         found = _followed(model, again, drawn, enumerated, averaged, recall or {})
     if found:
-        _check_reach(sites, found[0], averaged)
+        _check_reach(sites, found, averaged)
     else:
         _refuse_unfollowed(drawn, averaged)
     return _build(drawn, sites, enumerated, averaged, unmarked, found, bool(recall))
@@ -663,11 +663,12 @@ def _within(key: FactorKey, sites: Mapping[FactorKey, Site]) -> tuple[str, ...]:
 
 def _check_reach(
     sites: Mapping[FactorKey, Site],
-    direct: Mapping[FactorKey, frozenset[str]],
+    found: Dependencies,
     averaged: Mapping[str, Averaged],
 ) -> None:
     """Refuse what shapes alone would not show: enumerated sites that are read outside of their
     plates, or when pyro.markov has given their dimension to another."""
+    direct, _, escaped = found
     parts = {k: s for key, site in sites.items() for k, s in summands(key, site).items()}
     tags = {
         _tag(key.name): (key, site)
@@ -675,8 +676,10 @@ def _check_reach(
         if (key.side == "guide" and key.name in averaged)
         or (key.side == "model" and key.name not in averaged and is_enumerated(site))
     }
-    _check_averages(
-        sites, direct, {tag: read for tag, read in tags.items() if read[0].side == "guide"}
+    guided = {tag: read for tag, read in tags.items() if read[0].side == "guide"}
+    _check_averages(sites, direct, guided)
+    _check_branches(
+        [key.name for tag, (key, _) in guided.items() if tag in escaped], sites, averaged
     )
     for key, site in parts.items():
         for tag in sorted(direct[key] & tags.keys()):
@@ -707,6 +710,26 @@ def _check_averages(
                 check_average(key, site, other.name, read)
             except NoAverageError as error:
                 to_draw = error.found | to_draw
+    if to_draw:
+        raise NoAverageError(to_draw)
+
+
+def _check_branches(
+    names: Collection[str],
+    sites: Mapping[FactorKey, Site],
+    averaged: Mapping[str, Averaged],
+) -> None:
+    """Refuse Python code on all elements of a plate, which have one value in each run."""
+    to_draw: dict[str, str] = {}
+    for name in names:
+        plates = [f.name for f in _plates(sites[FactorKey("guide", name)]) if f.size > 1]
+        if averaged[name].how == "sequential" and plates:
+            why = (
+                f"Python code makes numbers or branches of '{name}', which the guide enumerates in "
+                f"plate '{plates[0]}': an average over all its combinations would take exponential "
+                "time."
+            )
+            to_draw |= _drawn_instead(name, why, "Use tensor operators alone")
     if to_draw:
         raise NoAverageError(to_draw)
 

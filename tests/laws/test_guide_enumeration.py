@@ -260,6 +260,26 @@ def test_a_reader_outside_of_the_plate_that_comes_later(mark):
     assert_mean_equals(found, torch.cat([slopes[name].reshape(-1) for name in ("pw", "px")]))
 
 
+def test_python_code_on_the_elements_of_a_plate():
+    """Sequential enumeration gives all elements one value, with which they would all agree."""
+
+    def model() -> None:
+        with pyro.plate("rows", 2):
+            x = pyro.sample("x", dist.Bernoulli(like(0.5)))
+        mean = like(2.0) if x[0] == x[-1] else like(0.0)
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=like(0.0))
+
+    def guide() -> None:
+        with pyro.plate("rows", 2):
+            pyro.sample("x", dist.Bernoulli(logits=pyro.param("px", like(0.0))), infer=SEQUENTIAL)
+
+    objective = StandardELBO()
+    with pytest.warns(UserWarning, match="branches of 'x'.* 'x' is drawn"):
+        objective.loss(model, guide)
+    expected = 1.0 - dist.Normal(like(0.0), 1.0).log_prob(like(0.0))
+    assert_mean_equals(like([objective.loss(model, guide) for _ in range(400)]), expected)
+
+
 def test_a_reader_outside_of_the_plate_in_one_branch():
     """Branches that were taken before enumerate what is drawn from then on."""
 
