@@ -8,7 +8,8 @@ The ELBO is a sum of log-densities f, and each is averaged by itself,
 
 where q(c) is the joint probability of the enumerated sites that f depends on, and of those that
 these depend on in turn; all others sum to 1. Plates keep their elements apart: a site's density may
-depend on what is enumerated in plates around it, and in no others.
+depend on what is enumerated in plates around it, and in no others. Where it depends on others they
+are drawn: the average over all combinations of a plate would take exponential time.
 
 With infer={"enumerate": "parallel", "num_samples": n} a site has n draws in the place of all its
 values, each of weight 1/n (Aitchison 2019, Tensor Monte Carlo). A latent that is drawn once for
@@ -95,8 +96,8 @@ class Averages:
             A tensor with the dimensions of the site's plates.
 
         Raises:
-            ValueError: the site depends on what is enumerated in a plate that it is not in; a
-                dimension that is neither a plate nor enumerated.
+            NoAverageError: the site depends on what is enumerated in a plate that it is not in.
+            ValueError: a dimension that is neither a plate nor enumerated.
         """
         term = self._pack(key, density)
         weights, share = self._log_weights(key, term)

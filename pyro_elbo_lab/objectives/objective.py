@@ -5,8 +5,8 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from pyro.infer import ELBO, TraceEnum_ELBO
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from pyro_elbo_lab.objectives.bounds import Bound, mean
@@ -28,6 +29,7 @@ from pyro_elbo_lab.objectives.particles.sampling import (
     StructureChangedError,
     draw,
     is_vectorizable,
+    repeat,
     run_particles,
     sites_vary,
     sort_runs,
@@ -40,9 +42,13 @@ from pyro_elbo_lab.objectives.target import Target, value
 from pyro_elbo_lab.programs.arguments import check_nesting, integer
 from pyro_elbo_lab.programs.branches import Branch
 from pyro_elbo_lab.programs.enumeration import is_enumerated
+from pyro_elbo_lab.programs.messages import warn
 from pyro_elbo_lab.programs.state import gradients_on
 from pyro_elbo_lab.programs.structure import (
+    PARTICLE_PLATE,
+    Again,
     FactorKey,
+    NoAverageError,
     Program,
     Recall,
     Site,
@@ -277,7 +283,7 @@ class Objective(ELBO):
             A table to print.
         """
         plans = self._plans_of(model, guide, args, kwargs)
-        plan = self._make_plan(model, guide, args, kwargs, branching=plans.branching)
+        plan = self._first_plan((model, guide, args, kwargs), plans.branching, plans.drawn)
         plans.keep(plan)
         rows = [_explain_average(plan, name) for name in plan.structure.averaged]
         rows += [self._explain_latent(plan, name) for name in plan.structure.latents]
@@ -368,6 +374,7 @@ class Objective(ELBO):
         """The terms of every branch of every run of a guide with sites that are enumerated
         sequentially."""
         num_runs = 1 if self.vectorize_particles else self.num_outer
+        drawn = plans.drawn
         found: list[_Evaluation] = []
         subsamples: Values = {}
         for _ in range(num_runs):
@@ -379,6 +386,8 @@ class Objective(ELBO):
                 found.append(one)
                 subsamples = one.parts[0].runs[0].recalled | subsamples
                 branch = branch.next()
+        if plans.drawn != drawn:  # the first branches enumerate what later ones have to draw
+            return self._evaluate_branches(plans, program)
         parts = tuple(part for one in found for part in one.parts)
         plan_of_parts = tuple(plan for one in found for plan in one.plans)
         return _Evaluation(parts, plan_of_parts, share=1 / num_runs)
@@ -387,10 +396,13 @@ class Objective(ELBO):
         self, plans: Plans, program: _Pair, branch: Branch, num_outer: int
     ) -> _Evaluation:
         for _ in range(_MOST_TRIES):
+            branch.drawn = plans.drawn
             try:
                 return self._evaluate_any(plans, program, branch, num_outer)
             except DeeperPlatesError as error:
                 plans.nesting = error.nesting
+            except NoAverageError as error:
+                plans.keep(self._first_plan(program, plans.branching, plans.drawn, error.found))
             except _PlanAnewError:
                 pass
         raise ValueError(
@@ -406,7 +418,7 @@ class Objective(ELBO):
         try:
             return self._evaluate_as(plans, plans.latest, program)
         except StructureChangedError:  # other arguments, perhaps
-            plans.keep(self._make_plan(*program))
+            plans.keep(self._first_plan(program))
         try:
             return self._evaluate_as(plans, plans.latest, program)
         except StructureChangedError as error:
@@ -553,12 +565,41 @@ class Objective(ELBO):
             known = None
         if known:
             return known
-        plans = Plans(self._make_plan(model, guide, args, kwargs))
+        plans = Plans(self._first_plan((model, guide, args, kwargs)))
         self._warn_of_mixed_particles(plans.latest.structure, model, guide, args, kwargs)
         self._branch(plans, (model, guide, args, kwargs), certain=False)
         with suppress(TypeError):  # as above
             self._plans.setdefault(model, WeakKeyDictionary())[guide] = plans
         return plans
+
+    def _first_plan(
+        self,
+        program: _Pair,
+        branching: frozenset[str] = frozenset(),
+        drawn: frozenset[str] = frozenset(),
+        unaveraged: Mapping[str, str] | None = None,
+    ) -> Plan:
+        """A plan without a run that it is for. What cannot be averaged is drawn, with a warning.
+
+        Args:
+            program: model, guide and their arguments.
+            branching: latents on which the program branches.
+            drawn: sites that are known to have to be drawn.
+            unaveraged: further ones, with the reasons.
+        """
+        reasons = dict(unaveraged or {})
+        while True:
+            branch = Branch(drawn=drawn | reasons.keys())
+            try:
+                plan = self._make_plan(*program, branching=branching, branch=branch)
+            except NoAverageError as error:
+                reasons |= error.found
+            else:
+                break
+        if is_validation_enabled():
+            for why in reasons.values():
+                warn(why)
+        return plan
 
     def _make_plan(
         self,
@@ -572,15 +613,17 @@ class Objective(ELBO):
     ) -> Plan:
         program = model, guide, args, kwargs
         recall = {} if run is None else run.recalled | self._draws_of(run)
+        path = Branch(branch.path, drawn=branch.drawn) if branch else Branch()
         try:
-            path = Branch(branch.path if branch else None)
             structure, sites = analyse(*program, recall, lenient=self._is_linear(), branch=path)
         except AssertionError as error:  # it insists on the shapes of its own runs
-            run = run or self._first_run(program, error)
-            structure, sites = assume(run.sites), dict(run.sites)
+            run = run or self._first_run(program, path, error)
+            again = self._repeat(program, run, path)
+            structure = assume(run.sites, path.drawn, model, again, recall | run.recalled)
+            sites = dict(run.sites)
         if run and structure.signature != signature(run.sites) and not _lacks_sums(run, structure):
-            structure, sites = assume(run.sites), dict(run.sites)
-        if structure.averaged:
+            structure, sites = assume(run.sites, path.drawn), dict(run.sites)
+        if structure.averaged or structure.drawn:
             self._check_averages(structure, sites)
         layout = self._lay_out(structure, program, recall)
         routes = self.find_routes(structure, sites) if self.find_routes else {}
@@ -591,11 +634,11 @@ class Objective(ELBO):
             plan = replace(plan, sobol=placed)
         return plan
 
-    def _first_run(self, program: _Pair, error: AssertionError) -> Run:
+    def _first_run(self, program: _Pair, branch: Branch, error: AssertionError) -> Run:
         """A run as it will be, of which nothing is known before."""
         if not self._takes_any_sites():
             raise error
-        with aside():
+        with aside(), self._naming_nesting():
             done = run_particles(
                 *program,
                 structure=assume({}),
@@ -605,11 +648,32 @@ class Objective(ELBO):
                 vectorize=self.vectorize_particles,
                 max_plate_nesting=self._least_nesting,
                 sums=True,
+                branch=branch,
             )
         (run, *_) = done.runs
         if not are_paired(run.sites):
             raise error
         return run
+
+    @contextmanager
+    def _naming_nesting(self) -> Iterator[None]:
+        try:
+            yield
+        except AssertionError as error:
+            error.add_note(
+                f"{self.name} ran model and guide as it evaluates them, with what is enumerated to "
+                f"the left of {self._least_nesting} dimensions for plates. If they insist on the "
+                "shapes that they have in TraceEnum_ELBO, pass its max_plate_nesting=."
+            )
+            raise
+
+    def _repeat(self, program: _Pair, run: Run, branch: Branch) -> Again:
+        num = self.num_inner * self.num_outer
+        plates = [f for site in run.sites.values() for f in site["cond_indep_stack"]]
+        dims = [-f.dim for f in plates if f.vectorized and f.name != PARTICLE_PLATE]
+        nesting = max(self._least_nesting, *dims, 0)
+        options = {"num": num, "vectorize": self.vectorize_particles, "nesting": nesting}
+        return repeat(*program[1:], branch=branch, **options)
 
     def _chosen(self, plan: Plan, branching: frozenset[str]) -> Plan:
         """The plan with the estimators of its latents."""
@@ -639,7 +703,7 @@ class Objective(ELBO):
 
     def _check_averages(self, structure: Structure, sites: Mapping[FactorKey, Site]) -> None:
         """Refuse what cannot be combined with a guide's enumeration."""
-        name = next(iter(structure.averaged))
+        name = next(iter([*structure.averaged, *sorted(structure.drawn)]))
         found = f"Site '{name}' of the guide asks for enumeration"
         drawing = (
             f"To draw '{name}', remove infer={{'enumerate': ...}} from the guide, or wrap it: "

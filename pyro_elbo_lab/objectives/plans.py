@@ -75,6 +75,7 @@ class Plans:
         sums: whether some runs have sites that are summed out.
         averages: whether some runs have sites that the guide enumerates.
         branches: whether it enumerates some of them sequentially.
+        drawn: the guide's sites that are drawn though they are marked to be enumerated.
     """
 
     latest: Plan
@@ -83,6 +84,7 @@ class Plans:
     sums: bool = False
     averages: bool = False
     branches: bool = False
+    drawn: frozenset[str] = frozenset()
     _met: int = 0
     _kept: OrderedDict[tuple[Any, ...], Plan] = field(default_factory=OrderedDict)
 
@@ -94,7 +96,11 @@ class Plans:
         return self._met
 
     def keep(self, plan: Plan) -> None:
-        """Remember a plan, and forget that which was not used for longest."""
+        """Remember a plan, and forget that which was not used for longest, or all others if this
+        one draws what they enumerate."""
+        if not plan.structure.drawn <= self.drawn:
+            self._kept.clear()
+            self.drawn |= plan.structure.drawn
         self.averages |= bool(plan.structure.averaged)
         self.branches |= plan.structure.has_branches
         self._met += plan.structure.signature not in self._kept

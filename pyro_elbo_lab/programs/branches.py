@@ -9,6 +9,7 @@ order of `pyro.infer.TraceEnum_ELBO`, last values first.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pyro import poutine
 from pyro.poutine.enum_messenger import enumerate_site
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -23,12 +24,17 @@ class Branch(Messenger):
         path: the numbers of the values of the first of these sites, by name; further ones have
             their last value.
         shared: what was drawn before the sites at which another branch parted from this one.
+        drawn: sites that are drawn though they are marked to be enumerated.
     """
 
     def __init__(
-        self, path: Path | None = None, shared: Mapping[str, Tensor] | None = None
+        self,
+        path: Path | None = None,
+        shared: Mapping[str, Tensor] | None = None,
+        drawn: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
+        self.drawn = drawn
         self.path = dict(path or {})
         self.shared = dict(shared or {})
         self.taken: dict[str, int] = {}
@@ -37,6 +43,13 @@ class Branch(Messenger):
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         self.taken, self.values = {}, {}
         return super().__call__(fn)
+
+    def unmarked(self, guide: Callable[..., Any]) -> Callable[..., Any]:
+        """The guide without the marks of the sites that are drawn."""
+        if not self.drawn:
+            return guide
+        none = {"enumerate": None}
+        return poutine.infer_config(guide, lambda msg: none if msg["name"] in self.drawn else {})
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
@@ -62,7 +75,8 @@ class Branch(Messenger):
             if index > 0:
                 names = list(self.values)
                 before = names[: names.index(name)]
-                return Branch({**path, name: index - 1}, {n: self.values[n] for n in before})
+                shared = {n: self.values[n] for n in before}
+                return Branch({**path, name: index - 1}, shared, self.drawn)
         return None
 
 

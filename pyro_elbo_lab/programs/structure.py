@@ -63,6 +63,7 @@ class FactorKey(NamedTuple):
 
 Reads = Mapping[FactorKey, frozenset[str]]
 Dependencies = tuple[Reads, Reads, frozenset[str]]
+Again = Callable[[Program, Messenger], tuple[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class Structure:
         enumerated: names of the model's sites that are summed out.
         escaped: the latents that became Python numbers or branches of the program.
         averaged: by name, the guide's sites whose values are enumerated.
+        drawn: the guide's sites that are drawn though they are marked to be enumerated.
         scored: the guide's sites with a given value that need their score all the same, as what
             they are the density of was drawn outside of Pyro: pyro.factor(has_rsample=False).
         signature: what must not change between runs for this record to hold.
@@ -142,6 +144,7 @@ class Structure:
     enumerated: tuple[str, ...]
     escaped: frozenset[str]
     averaged: Mapping[str, Averaged]
+    drawn: frozenset[str]
     scored: frozenset[str]
     signature: tuple[Any, ...]
 
@@ -172,12 +175,27 @@ class Structure:
     def notes(self) -> tuple[str, ...]:
         """What is summed out or averaged over, for messages."""
         summed = {key: set(self.enumerated).intersection(names) for key, names in self.sums.items()}
-        return tuple(
+        notes = tuple(
             f"summed out exactly: {join(n for n in self.sums[key] if n in names)} "
             f"(factor '{key.name}' of the model)"
             for key, names in summed.items()
             if names
         )
+        if self.drawn:
+            notes += (f"drawn though marked to be enumerated: {join(sorted(self.drawn))}",)
+        return notes
+
+
+class NoAverageError(ValueError):
+    """Averages over sites of the guide would take exponential time.
+
+    Attributes:
+        found: by name of these sites, why, and what to do.
+    """
+
+    def __init__(self, found: Mapping[str, str]) -> None:
+        super().__init__(" ".join(found.values()))
+        self.found = dict(found)
 
 
 def run(
@@ -210,6 +228,8 @@ def run(
     Raises:
         ValueError: a plate of size 0.
     """
+    if branch is not None:
+        guide = branch.unmarked(guide)
     if particles is not None:
         model, guide = particles(model), particles(guide)
     if first_enumerated_dim is not None:
@@ -388,6 +408,7 @@ def analyse(
         ValueError: where a latent of the model is missing in the guide or the other way round,
             where shapes disagree, or where sites cannot be summed out as they ask to be.
         NotImplementedError: a site asks for an enumeration that is not done here.
+        NoAverageError: sites of the guide have to be drawn instead.
     """
     given = recall or {}
     programs = model, guide, args, kwargs
@@ -399,55 +420,73 @@ def analyse(
     enumerated = _check(model_trace, guide_trace, lenient)
     averaged = {} if branch is None else _averaged(guide, guide_trace)
     drawn = factors(model_trace, guide_trace)
-    try:
-        found = _follow(*programs, enumerated, averaged, recall, branch)
-        if found[0].keys() != drawn.keys():
-            raise RuntimeError("the sites change with more than the random numbers of Pyro")
-    except Exception as error:
-        warnings.warn(
-            f"Could not follow what depends on what ({type(error).__name__}: {error}). Every site "
-            "is taken to depend on every latent: importance weights are joint, and fewer terms of "
-            "an analytic KL are exact.",
-            stacklevel=2,
-        )
-        found = None
+
+    def again(watched: Program, carry: Messenger) -> tuple[Any, Any]:
+        return run(watched, guide, args, kwargs, carry, branch=branch)
+
+    found = _followed(model, again, drawn, enumerated, averaged, recall)
     sites = drawn
     if enumerated or averaged:
         nesting = max((-f.dim for site in drawn.values() for f in _plates(site)), default=0)
         first_dim = first_enumerated_dim(nesting)
         sites = _sum_out(*programs, (*enumerated, *averaged), first_dim, recall, branch)
         if found:
-            _check_reach(sites, found[0], averaged)
-    return _build(drawn, sites, enumerated, averaged, found, bool(given)), sites
+            _check_reach(sites, found, averaged)
+    unmarked = branch.drawn if branch else frozenset[str]()
+    return _build(drawn, sites, enumerated, averaged, unmarked, found, bool(given)), sites
 
 
 def are_paired(sites: Mapping[FactorKey, Site]) -> bool:
     """Whether every latent of the model that is not summed out is drawn in the guide, and every
     site of the guide is a latent of the model."""
     parts = {k: s for key, site in sites.items() for k, s in summands(key, site).items()}
+    guided = {key.name for key in parts if key.side == "guide"}
     latent = {
         key.name
         for key, site in parts.items()
-        if key.side == "model" and not (site["is_observed"] or is_enumerated(site))
+        if key.side == "model" and not site["is_observed"]
+        if key.name in guided or not is_enumerated(site)
     }
-    return latent == {key.name for key in parts if key.side == "guide"}
+    return latent == guided
 
 
-def assume(sites: Mapping[FactorKey, Site]) -> Structure:
-    """The structure of one run of which nothing is known but its sites: each may depend on every
-    latent.
+def assume(
+    sites: Mapping[FactorKey, Site],
+    unmarked: frozenset[str] = frozenset(),
+    model: Program | None = None,
+    again: Again | None = None,
+    recall: Values | None = None,
+) -> Structure:
+    """The structure of one run as it was made. If it cannot be made again, nothing is known but
+    its sites: each may depend on every latent.
 
     Args:
         sites: from `factors`.
+        unmarked: sites of the guide that were drawn though they are marked to be enumerated.
+        model: a Pyro model.
+        again: (model, handler that sees the guide's sites) -> traces of model and guide, made as
+            before.
+        recall: from `to_recall`, what decides the structure of programs whose sites vary.
+
+    Raises:
+        NoAverageError: sites of the guide have to be drawn.
     """
     drawn = {k: s for key, site in sites.items() for k, s in summands(key, site).items()}
-    averaged = _averages({k.name: site for k, site in drawn.items() if k.side == "guide"})
+    guided = {k.name: site for k, site in drawn.items() if k.side == "guide"}
+    averaged = _averages({n: site for n, site in guided.items() if n not in unmarked})
     enumerated = tuple(
         key.name
         for key, site in drawn.items()
         if key.side == "model" and is_enumerated(site) and key.name not in averaged
     )
-    return _build(drawn, sites, enumerated, averaged, None, False)
+    found = None
+    if averaged and model and again:
+        found = _followed(model, again, drawn, enumerated, averaged, recall or {})
+    if found:
+        _check_reach(sites, found, averaged)
+    else:
+        _refuse_unfollowed(drawn, averaged)
+    return _build(drawn, sites, enumerated, averaged, unmarked, found, bool(recall))
 
 
 def _build(
@@ -455,6 +494,7 @@ def _build(
     sites: Mapping[FactorKey, Site],
     enumerated: tuple[str, ...],
     averaged: Mapping[str, Averaged],
+    unmarked: frozenset[str],
     found: Dependencies | None,
     recalled: bool,
 ) -> Structure:
@@ -510,6 +550,7 @@ def _build(
         enumerated=enumerated,
         escaped=from_python & latents.keys(),
         averaged=averaged,
+        drawn=unmarked,
         scored=frozenset(key.name for key, site in drawn.items() if _is_scored(key, site)),
         signature=signature(sites),
     )
@@ -526,18 +567,39 @@ def first_enumerated_dim(nesting: int, at_once: bool = False) -> int:
     return -nesting - 2 if at_once else -nesting - 1
 
 
-def _follow(
+def _followed(
     model: Program,
-    guide: Program,
-    args: tuple,
-    kwargs: dict,
+    again: Again,
+    drawn: Mapping[FactorKey, Site],
     enumerated: tuple[str, ...],
     averaged: Mapping[str, Averaged],
     recall: Values,
-    branch: Branch | None,
+) -> Dependencies | None:
+    try:
+        found = _follow(model, again, enumerated, averaged, recall)
+        if found[0].keys() != drawn.keys():
+            raise RuntimeError("the sites change with more than the random numbers of Pyro")
+    except Exception as error:
+        warnings.warn(
+            f"Could not follow what depends on what ({type(error).__name__}: {error}). Every site "
+            "is taken to depend on every latent: importance weights are joint, and fewer terms of "
+            "an analytic KL are exact.",
+            stacklevel=3,
+        )
+        _refuse_unfollowed(drawn, averaged)
+        return None
+    return found
+
+
+def _follow(
+    model: Program,
+    again: Again,
+    enumerated: tuple[str, ...],
+    averaged: Mapping[str, Averaged],
+    recall: Values,
 ) -> Dependencies:
     """For every factor the latents that it reads, the same for its parameters alone, and the
-    latents that left the tensor world. Enumerated sites, here drawn, count as read too."""
+    latents that left the tensor world. Enumerated sites, drawn or not, count as read too."""
     if enumerated:
         model = _CarryEnumerated(enumerated)(model)
     for grad in (False, True):  # most programs need none, some differentiate something themselves
@@ -549,8 +611,10 @@ def _follow(
             _Escapes() as escapes,
         ):
             try:
-                traces = run(model, guide, args, kwargs, while_guiding=carry, branch=branch)
-                carried = factors(*traces)
+                found = factors(*again(model, carry))
+                carried = {
+                    k: s for key, site in found.items() for k, s in summands(key, site).items()
+                }
                 direct = {key: _provenance(site, site["value"]) for key, site in carried.items()}
                 params = {key: _provenance(site, _plain(site)) for key, site in carried.items()}
             except RuntimeError:
@@ -599,11 +663,12 @@ def _within(key: FactorKey, sites: Mapping[FactorKey, Site]) -> tuple[str, ...]:
 
 def _check_reach(
     sites: Mapping[FactorKey, Site],
-    direct: Mapping[FactorKey, frozenset[str]],
+    found: Dependencies,
     averaged: Mapping[str, Averaged],
 ) -> None:
     """Refuse what shapes alone would not show: enumerated sites that are read outside of their
     plates, or when pyro.markov has given their dimension to another."""
+    direct, _, escaped = found
     parts = {k: s for key, site in sites.items() for k, s in summands(key, site).items()}
     tags = {
         _tag(key.name): (key, site)
@@ -611,12 +676,15 @@ def _check_reach(
         if (key.side == "guide" and key.name in averaged)
         or (key.side == "model" and key.name not in averaged and is_enumerated(site))
     }
+    guided = {tag: read for tag, read in tags.items() if read[0].side == "guide"}
+    _check_averages(sites, direct, guided)
+    _check_branches(
+        [key.name for tag, (key, _) in guided.items() if tag in escaped], sites, averaged
+    )
     for key, site in parts.items():
         for tag in sorted(direct[key] & tags.keys()):
             other, read = tags[tag]
-            if other.side == "guide":
-                check_average(key, site, other.name, read)
-            else:
+            if other.side == "model":
                 check_inside(key.name, site, other.name, read)
             if is_enumerated(read) and variable(read) not in in_scope(site):
                 raise ValueError(
@@ -625,26 +693,103 @@ def _check_reach(
                 )
 
 
+def _check_averages(
+    sites: Mapping[FactorKey, Site],
+    direct: Mapping[FactorKey, frozenset[str]],
+    tags: Mapping[str, tuple[FactorKey, Site]],
+) -> None:
+    to_draw: dict[str, str] = {}
+    for key, site in sites.items():
+        parts = summands(key, site)
+        for tag in sorted(tags.keys() & frozenset().union(*(direct[part] for part in parts))):
+            other, read = tags[tag]
+            try:
+                for part, summed in parts.items():
+                    if tag in direct[part]:
+                        check_average(part, summed, other.name, read)
+                check_average(key, site, other.name, read)
+            except NoAverageError as error:
+                to_draw = error.found | to_draw
+    if to_draw:
+        raise NoAverageError(to_draw)
+
+
+def _check_branches(
+    names: Collection[str],
+    sites: Mapping[FactorKey, Site],
+    averaged: Mapping[str, Averaged],
+) -> None:
+    """Refuse Python code on all elements of a plate, which have one value in each run."""
+    to_draw: dict[str, str] = {}
+    for name in names:
+        plates = [f.name for f in _plates(sites[FactorKey("guide", name)]) if f.size > 1]
+        if averaged[name].how == "sequential" and plates:
+            why = (
+                f"Python code makes numbers or branches of '{name}', which the guide enumerates in "
+                f"plate '{plates[0]}': an average over all its combinations would take exponential "
+                "time."
+            )
+            to_draw |= _drawn_instead(name, why, "Use tensor operators alone")
+    if to_draw:
+        raise NoAverageError(to_draw)
+
+
+def _refuse_unfollowed(sites: Mapping[FactorKey, Site], averaged: Mapping[str, Averaged]) -> None:
+    """Refuse sites that have one value in each run, where shapes do not tell what reads them and
+    it was not followed either."""
+    found: dict[str, str] = {}
+    for name, one in averaged.items():
+        read = sites[FactorKey("guide", name)]
+        for key, site in sites.items():
+            plate = _plate_left(site, read)
+            if one.how == "sequential" and plate is not None:
+                why = (
+                    f"Site '{key.name}' of the {key.side} lies outside plate '{plate}', in which "
+                    f"the guide enumerates '{name}', and it is not known whether it depends on "
+                    "it: an average over all its combinations would take exponential time."
+                )
+                found |= _drawn_instead(name, why, f"Move '{key.name}' into the plate")
+    if found:
+        raise NoAverageError(found)
+
+
 def check_average(key: FactorKey, site: Site, other: str, read: Site) -> None:
-    """Raise a ValueError if a site lies outside a plate of a site of the guide that is enumerated
-    there and that it reads."""
+    """Raise an error if a site lies outside a plate of a site of the guide that is enumerated there
+    and that it reads.
+
+    Raises:
+        NoAverageError: so it is.
+    """
+    plate = _plate_left(site, read)
+    if plate is None:
+        return
+    if isinstance(site["fn"], Marginal):
+        why = (
+            "Expected model enumeration to be no more global than guide enumeration, but the "
+            f"sum over discrete sites of the model among '{key.name}' takes in all of plate "
+            f"'{plate}', in which the guide enumerates '{other}': the average of its "
+            "logarithm would take exponential time."
+        )
+        raise NoAverageError(_drawn_instead(other, why, "Enumerate these sites in the guide too"))
+    why = (
+        f"Site '{key.name}' of the {key.side} lies outside plate '{plate}' but depends on "
+        f"'{other}', which the guide enumerates within it: an average over all its combinations "
+        "would take exponential time."
+    )
+    raise NoAverageError(_drawn_instead(other, why, f"Move '{key.name}' into the plate"))
+
+
+def _drawn_instead(name: str, why: str, remedy: str) -> dict[str, str]:
+    return {
+        name: f"{why} So '{name}' is drawn, without bias but with noise. {remedy} to have "
+        f"'{name}' enumerated, or remove its infer={{'enumerate': ...}} from the guide."
+    }
+
+
+def _plate_left(site: Site, read: Site) -> str | None:
+    """A plate of one site that another lies outside of."""
     around = {f.name for f in plates_of(site)}
-    for plate in plates_of(read):
-        if plate.name not in around and isinstance(site["fn"], Marginal):
-            raise ValueError(
-                "Expected model enumeration to be no more global than guide enumeration, but the "
-                f"sum over discrete sites of the model among '{key.name}' takes in all of plate "
-                f"'{plate.name}', in which the guide enumerates '{other}': the average of its "
-                "logarithm would take exponential time. Enumerate these sites in the guide too, or "
-                f"remove infer={{'enumerate': ...}} from '{other}' to draw it."
-            )
-        if plate.name not in around:
-            raise ValueError(
-                f"Site '{key.name}' of the {key.side} lies outside plate '{plate.name}' but "
-                f"depends on '{other}', which the guide enumerates within it: an average over all "
-                f"its combinations would take exponential time. Move '{key.name}' into the plate, "
-                f"or remove infer={{'enumerate': ...}} from '{other}' to draw it."
-            )
+    return next((f.name for f in plates_of(read) if f.name not in around), None)
 
 
 @contextmanager

@@ -44,6 +44,7 @@ VIMCO = "tests/objectives/laws/test_vimco.py"
 ENUMERATION = "tests/objectives/laws/test_enumeration.py"
 
 VARYING = "tests/programs/test_varying_sites.py"
+GUIDES = "tests/objectives/laws/test_guide_enumeration.py"
 FAULTS = [
     # bounds
     Mutant(
@@ -704,6 +705,36 @@ FAULTS = [
         "    if changed:\n",
         "    if False:\n",
         graph("slow counter in the closure"),
+    ),
+    Mutant(
+        "averages that cannot be: a sum of the model may take in all of a guide's plate",
+        "programs/structure",
+        "                check_average(key, site, other.name, read)",
+        "                pass",
+        (f"{GUIDES}::test_a_sum_of_the_model_across_the_guides_plate_is_unbiased[sequential]",),
+    ),
+    Mutant(
+        "averages that cannot be: plans that enumerate stay when their sites are drawn",
+        "objectives/plans",
+        "            self._kept.clear()",
+        "            pass",
+        (f"{GUIDES}::test_a_reader_outside_of_the_plate_that_comes_later",),
+    ),
+    Mutant(
+        "averages that cannot be: branches that were enumerated stay when later ones are drawn",
+        "objectives/objective",
+        "if plans.drawn != drawn:",
+        "if False:",
+        (f"{GUIDES}::test_a_reader_outside_of_the_plate_in_one_branch",),
+    ),
+    Mutant(
+        "averages that cannot be: readers are not known where a program insists on shapes",
+        "programs/structure",
+        "    if averaged and model and again:",
+        "    if False:",
+        (
+            "tests/objectives/test_guide_enumeration.py::test_programs_that_insist_on_the_shapes_of_all_values",
+        ),
     ),
     Mutant(
         "branches of a guide are taken for particles",

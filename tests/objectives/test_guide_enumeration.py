@@ -1,5 +1,7 @@
 """What meets a guide that enumerates: it works, or an error says why."""
 
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -126,25 +128,62 @@ def test_what_cannot_be_enumerated(fn, infer, found):
     assert found in message
 
 
+def reads_all():
+    with pyro.plate("rows", 3):
+        c = pyro.sample("c", dist.Bernoulli(0.5))
+    pyro.sample("y", dist.Normal(c.sum(-1), 1.0), obs=torch.tensor(1.0))
+
+
 @marks
 def test_a_reader_outside_of_the_plate(mark):
-    """Pyro gives a number for the sequential one, without a word."""
-
-    def reads_all():
-        with pyro.plate("rows", 3):
-            c = pyro.sample("c", dist.Bernoulli(0.5))
-        pyro.sample("y", dist.Normal(c.sum(-1), 1.0), obs=torch.tensor(1.0))
+    """Pyro warns where validation is on, and gives a wrong number."""
 
     def inside():
         with pyro.plate("rows", 3):
             pyro.sample("c", dist.Bernoulli(0.5), infer=mark)
 
-    message = refusal(StandardELBO(), reads_all, inside, ValueError)
-    for part in ("'y' of the model", "outside plate 'rows'", "'c'"):
+    objective = StandardELBO()
+    with pytest.warns(UserWarning) as caught:
+        objective.loss(reads_all, inside)
+        objective.loss_and_grads(reads_all, inside)
+        table = objective.explain(reads_all, inside)
+    (message,) = (str(warning.message) for warning in caught)
+    for part in ("'y' of the model", "outside plate 'rows'", "'c' is drawn", "into the plate"):
         assert part in message
+    assert (table["c"].drawn, table["c"].gradient) == ("not reparameterized", "score")
+    assert "drawn though marked to be enumerated: c" in table.notes
+    assert "another bound" in refusal(ImportanceWeightedELBO(2), reads_all, inside)
 
 
-def test_a_sum_over_the_models_sites_across_the_guides_plate():
+@marks
+def test_a_reader_that_nobody_can_follow(mark):
+    """What has one value in each run is drawn where its readers are not known."""
+
+    def untracked():
+        with pyro.plate("rows", 3):
+            c = pyro.sample("c", dist.Bernoulli(0.5))
+            assert type(c) is torch.Tensor, "no other tensors"
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
+
+    def inside():
+        with pyro.plate("rows", 3):
+            pyro.sample("c", dist.Bernoulli(0.5), infer=mark)
+
+    objective = StandardELBO()
+    with pytest.warns(UserWarning) as caught:
+        objective.loss(untracked, inside)
+        table = objective.explain(untracked, inside)
+    messages = [str(warning.message) for warning in caught]
+    assert any("Could not follow" in message for message in messages)
+    is_drawn = any("not known whether it depends" in message for message in messages)
+    assert is_drawn == (mark is SEQUENTIAL)
+    assert (table["c"].kl == "exact sum") == (mark is PARALLEL)
+
+
+@marks
+def test_a_sum_over_the_models_sites_across_the_guides_plate(mark):
+    """Pyro refuses the parallel one, and gives a wrong number for the sequential one."""
+
     @config_enumerate
     def crossing():
         a = pyro.sample("a", dist.Bernoulli(0.5))
@@ -154,11 +193,15 @@ def test_a_sum_over_the_models_sites_across_the_guides_plate():
 
     def inside():
         with pyro.plate("rows", 3):
-            pyro.sample("b", dist.Bernoulli(0.5), infer=PARALLEL)
+            pyro.sample("b", dist.Bernoulli(0.5), infer=mark)
 
-    message = refusal(StandardELBO(), crossing, inside, ValueError)
-    assert "no more global than guide enumeration" in message
-    assert "'rows'" in message
+    objective = StandardELBO()
+    with pytest.warns(UserWarning) as caught:
+        objective.loss(crossing, inside)
+    (message,) = (str(warning.message) for warning in caught)
+    for part in ("no more global than guide enumeration", "'rows'", "'b' is drawn"):
+        assert part in message
+    assert objective.explain(crossing, inside)["b"].kl == "Monte Carlo"
 
 
 def test_a_chain_that_forgets_too_early():
@@ -306,6 +349,65 @@ def test_posterior_of_the_models_own_sites():
     torch.testing.assert_close(found["c"].probs, POSTERIOR)
     with pytest.raises(NotImplementedError, match="compute_marginals"):
         StandardELBO(2).compute_marginals(marked, lambda: None)
+
+
+@marks
+@pytest.mark.parametrize("particles", [1, 3])
+def test_programs_that_insist_on_the_shapes_of_all_values(mark, particles):
+    def build(insists):
+        def insist(value, expected):
+            assert not insists or value.shape == expected
+
+        def of_rows(obs=None, infer=None):
+            b = pyro.sample("b", dist.Bernoulli(0.4))
+            insist(b, (3, 1) if particles == 3 else ())
+            with pyro.plate("rows", 2):
+                c = pyro.sample("c", dist.Bernoulli(0.3 + 0.4 * b), infer=infer)
+                inner = (1,) * (1 if particles == 1 else 2)
+                insist(c, inner if mark is SEQUENTIAL else (2, *inner))
+                if obs is not None:
+                    pyro.sample("y", dist.Normal(b + c, 1.0), obs=obs)
+
+        marked = {"expand": False, **mark}
+        return lambda: of_rows(torch.tensor([0.3, 1.2])), lambda: of_rows(infer=marked)
+
+    keywords = {"num_particles": particles, "vectorize_particles": True, "max_plate_nesting": 1}
+    losses = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for insists in (False, True):
+            pyro.set_rng_seed(0)
+            losses.append(StandardELBO(**keywords).loss_and_grads(*build(insists)))
+    assert losses[1] == pytest.approx(losses[0])
+
+
+def test_shapes_that_need_to_know_of_more_plates():
+    def of_plates(infer=None):
+        c = pyro.sample("c", dist.Bernoulli(0.5), infer=infer)
+        assert c.shape == (2, 1)
+
+    program = of_plates, lambda: of_plates(PARALLEL)
+    with pytest.raises(AssertionError) as caught:
+        StandardELBO().loss(*program)
+    assert "max_plate_nesting" in caught.value.__notes__[0]
+    assert StandardELBO(max_plate_nesting=1).loss(*program) == pytest.approx(0.0, abs=1e-6)
+
+
+@marks
+def test_a_reader_outside_in_a_program_that_insists_on_shapes(mark):
+    def insisting(inside=False, infer=None):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        assert z.shape == (3, 1)
+        with pyro.plate("rows", 2):
+            c = pyro.sample("c", dist.Bernoulli(0.5), infer=infer)
+        if not inside:
+            mean = z + c.sum(-1, keepdim=True)
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=torch.tensor(1.0))
+
+    objective = StandardELBO(3, vectorize_particles=True, max_plate_nesting=1)
+    with pytest.warns(UserWarning, match="'c' is drawn") as caught:
+        objective.loss(insisting, lambda: insisting(True, mark))
+    assert len(caught) == 1
 
 
 @marks

@@ -141,6 +141,25 @@ def test_score_gradients_of_what_is_broadcast_from_a_plate():
     assert pyro.param("p").unconstrained().grad.item() == pytest.approx(expected.item(), abs=0.15)
 
 
+def test_draws_that_are_in_no_trace():
+    """A ConjugateReparam draws within the model; its loss is exact for all draws."""
+    counts = torch.tensor([3.0, 7.0])
+    a, b = torch.tensor(0.5), torch.tensor(1.5)
+
+    def model():
+        with pyro.plate("rows", 2):
+            prob = pyro.sample("prob", dist.Beta(a, b))
+            pyro.sample("counts", dist.Binomial(10, prob), obs=counts)
+
+    of_rows = ConjugateReparam(dist.Beta(1 + counts, 11 - counts))
+    program = poutine.reparam(model, {"prob": of_rows}), lambda: None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss = StandardELBO(3, vectorize_particles=True).loss(*program)
+    expected = -dist.BetaBinomial(a, b, 10).log_prob(counts).sum()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_a_program_that_insists_on_the_shapes_of_all_particles():
     def model():
         x = pyro.sample("x", dist.Normal(0.0, 1.0))

@@ -33,6 +33,7 @@ from pyro_elbo_lab.programs.branches import Branch
 from pyro_elbo_lab.programs.enumeration import Marginal, is_enumerated, log_density
 from pyro_elbo_lab.programs.structure import (
     PARTICLE_PLATE,
+    Again,
     FactorKey,
     Program,
     Recall,
@@ -315,6 +316,40 @@ def run_particles(
     return Runs(tuple(runs), Stack(num_inner, num_outer, nesting, vectorize))
 
 
+def repeat(
+    guide: Program,
+    args: tuple,
+    kwargs: dict,
+    *,
+    num: int,
+    vectorize: bool,
+    nesting: int,
+    branch: Branch | None,
+) -> Again:
+    """What makes one more run as `run_particles` does, in all dimensions that it has there.
+
+    Args:
+        guide: a Pyro guide.
+        args: positional arguments of model and guide.
+        kwargs: keyword arguments of both.
+        num: the number of particles.
+        vectorize: run them at once.
+        nesting: the dimensions of the program's own plates.
+        branch: as for `run_particles`.
+
+    Returns:
+        (model, handler that sees the guide's sites) -> traces of model and guide.
+    """
+    at_once = vectorize and num > 1
+    first_dim = first_enumerated_dim(nesting, at_once)
+
+    def again(model: Program, carry: Messenger) -> tuple[Any, Any]:
+        plate = pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1) if at_once else None
+        return run(model, guide, args, kwargs, carry, first_dim, branch, plate)
+
+    return again
+
+
 def _check_nesting(sites: Mapping[FactorKey, Site], nesting: int) -> None:
     frames = [f for site in sites.values() for f in site["cond_indep_stack"]]
     deepest = max((-f.dim for f in frames if f.vectorized and f.name != PARTICLE_PLATE), default=0)
@@ -353,21 +388,22 @@ def is_vectorizable(model: Program, guide: Program, args: tuple, kwargs: dict) -
         kwargs: keyword arguments of both.
     """
     with aside(), torch.no_grad():
-        with _Untraced() as singly:
+        with _Untraced() as untraced:
             subsamples = to_recall(*run(model, guide, args, kwargs), ())
+        shapes = {name: value.shape for name, value in untraced.values.items()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # who asks has heard them
             structure, single = analyse(model, guide, args, kwargs, subsamples, lenient=True)
         options: dict[str, Any] = {"structure": structure, "layout": linear()}
         try:
-            with Recall(subsamples), _Untraced() as jointly:
+            with Recall(subsamples), _Untraced() as untraced:
                 both = draw(model, guide, args, kwargs, num_outer=2, vectorize=True, **options)
         except (RuntimeError, ValueError, IndexError, AssertionError):
             return False
         for i in range(2):
             values = dict(subsamples)
-            for name, value in singly.values.items():
-                values[name] = jointly.values[name][i].reshape(value.shape)
+            for name, shape in shapes.items():
+                values[name] = untraced.values[name][i].reshape(shape)
             for name in structure.latents:
                 key = FactorKey("guide", name)
                 values[name] = (
@@ -385,14 +421,14 @@ def is_vectorizable(model: Program, guide: Program, args: tuple, kwargs: dict) -
 
 
 class _Untraced(Messenger):
-    """Remembers the draws that leave no trace, such as those that ConjugateReparam makes."""
+    """Notes draws that Pyro puts into no trace, such as those of a ConjugateReparam."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.values: dict[str, Tensor] = {}
+        self.values: Values = {}
 
     def _pyro_post_sample(self, msg: Site) -> None:
-        if msg["infer"].get("_do_not_trace") and not msg["is_observed"]:
+        if (msg["infer"] or {}).get("_do_not_trace") and not msg["is_observed"]:
             self.values[msg["name"]] = msg["value"]
 
 

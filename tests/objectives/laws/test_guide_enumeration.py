@@ -1,5 +1,7 @@
 """Guides that enumerate: as Pyro's TraceEnum_ELBO, as sums by hand, and without bias."""
 
+import itertools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -148,6 +150,175 @@ def test_scores_beside_enumeration_are_unbiased(mark, vectorize, subsample_size)
         "dice" if mark is PARALLEL else "score"
     )
     assert objective.explain(*program[:2])["u"].gradient == "score"
+
+
+def read_from_outside(mark: dict[str, str]) -> tuple:
+    """w ~ Bernoulli; x_i given w; y given the sum of all x: outside of their plate, unless told."""
+
+    def model(outside: bool = True) -> None:
+        w = pyro.sample("w", dist.Bernoulli(like(0.3)))
+        with pyro.plate("rows", 2):
+            x = pyro.sample("x", dist.Bernoulli(0.2 + 0.5 * w))
+            if not outside:
+                pyro.sample("y", dist.Normal(x + w, 1.0), obs=like(1.3))
+        if outside:
+            pyro.sample("y", dist.Normal(x.sum(-1, keepdim=True) + w, 1.0), obs=like(1.3))
+
+    def guide(outside: bool = True) -> None:
+        w = pyro.sample("w", dist.Bernoulli(logits=pyro.param("pw", like(0.4))), infer=mark)
+        logits = pyro.param("px", like([-0.6, 0.9]))[w.long()]
+        with pyro.plate("rows", 2):
+            pyro.sample("x", dist.Bernoulli(logits=logits), infer=mark)
+
+    return model, guide, ()
+
+
+def exact_loss_from_outside() -> Tensor:
+    """Of `read_from_outside`, by loops over all values."""
+    pw, px = (pyro.param(name).requires_grad_() for name in ("pw", "px"))
+    total = like(0.0)
+    for w, *x in itertools.product((0.0, 1.0), repeat=3):
+        values = like(x)
+        log_q = dist.Bernoulli(logits=pw).log_prob(like(w))
+        log_q = log_q + dist.Bernoulli(logits=px[int(w)]).log_prob(values).sum()
+        log_p = dist.Bernoulli(like(0.3)).log_prob(like(w))
+        log_p = log_p + dist.Bernoulli(like(0.2 + 0.5 * w)).log_prob(values).sum()
+        log_p = log_p + dist.Normal(values.sum() + w, 1.0).log_prob(like(1.3))
+        total = total + log_q.exp() * (log_q - log_p)
+    return total
+
+
+@marks
+@vectorized
+def test_what_is_read_outside_of_its_plate_is_drawn_without_bias(mark, vectorize):
+    model, guide, _ = program = filled(read_from_outside(mark))
+    objective = StandardELBO(2, vectorize_particles=vectorize)
+    with pytest.warns(UserWarning, match="'x' is drawn"):
+        table = objective.explain(model, guide)
+    assert (table["w"].kl, table["x"].kl) == ("exact sum", "Monte Carlo")
+    num_evaluations = 400 if vectorize else 200
+    found = gradients(objective, program, num_evaluations)
+    exact = exact_loss_from_outside()
+    slopes = torch.autograd.grad(exact, [pyro.param(name) for name in ("pw", "px")])
+    assert_mean_equals(found, torch.cat([g.reshape(-1) for g in slopes]))
+    losses = like([objective.loss(model, guide) for _ in range(num_evaluations)])
+    assert_mean_equals(losses, exact.detach())
+
+
+@marks
+def test_a_sum_of_the_model_across_the_guides_plate_is_unbiased(mark):
+    """a ~ Bernoulli is summed out, b_i ~ Bernoulli marked in the guide: the log of the sum over a
+    mixes all b_i."""
+    x = like([1.0, 0.2])
+
+    def model() -> None:
+        a = pyro.sample("a", dist.Bernoulli(like(0.3)), infer=PARALLEL)
+        with pyro.plate("rows", 2):
+            b = pyro.sample("b", dist.Bernoulli(like(0.4)))
+            pyro.sample("x", dist.Normal(a + b, 1.0), obs=x)
+
+    def guide() -> None:
+        logits = pyro.param("logits", like([0.4, -0.6]))
+        with pyro.plate("rows", 2):
+            pyro.sample("b", dist.Bernoulli(logits=logits), infer=mark)
+
+    program = filled((model, guide, ()))
+    logits = pyro.param("logits")
+    expected = like(0.0)
+    for b in map(like, itertools.product((0.0, 1.0), repeat=2)):
+        log_q = dist.Bernoulli(logits=logits).log_prob(b).sum()
+        log_p = dist.Bernoulli(like(0.4)).log_prob(b).sum()
+        of_a = [dist.Normal(a + b, 1.0).log_prob(x).sum() for a in (0.0, 1.0)]
+        log_x = (torch.stack(of_a) + like([0.7, 0.3]).log()).logsumexp(0)
+        expected = expected + log_q.exp() * (log_q - log_p - log_x)
+    (exact,) = torch.autograd.grad(expected, logits)
+    objective = StandardELBO(4, vectorize_particles=True)
+    with pytest.warns(UserWarning, match="'b' is drawn"):
+        objective.loss(model, guide)
+    assert_mean_equals(like([objective.loss(model, guide) for _ in range(300)]), expected.detach())
+    assert_mean_equals(gradients(objective, program, 300), exact)
+
+
+@marks
+def test_a_reader_outside_of_the_plate_that_comes_later(mark):
+    """What was enumerated is drawn from then on, in all structures."""
+    model, guide, _ = filled(read_from_outside(mark))
+    pyro.param("px").data[1] = -1.5  # far from the optimum: a gradient that stands out
+    objective = StandardELBO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exact, slopes = evaluate(objective, (model, guide, (False,)))
+    with pytest.warns(UserWarning, match="'x' is drawn"):
+        objective.loss(model, guide, True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        outside = like([objective.loss(model, guide, True) for _ in range(400)])
+        inside = like([objective.loss(model, guide, False) for _ in range(400)])
+    assert_mean_equals(outside, exact_loss_from_outside().detach())
+    assert_mean_equals(inside, exact)
+    found = gradients(objective, (model, guide, (False,)), 400)
+    assert_mean_equals(found, torch.cat([slopes[name].reshape(-1) for name in ("pw", "px")]))
+
+
+def test_python_code_on_the_elements_of_a_plate():
+    """Sequential enumeration gives all elements one value, with which they would all agree."""
+
+    def model() -> None:
+        with pyro.plate("rows", 2):
+            x = pyro.sample("x", dist.Bernoulli(like(0.5)))
+        mean = like(2.0) if x[0] == x[-1] else like(0.0)
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=like(0.0))
+
+    def guide() -> None:
+        with pyro.plate("rows", 2):
+            pyro.sample("x", dist.Bernoulli(logits=pyro.param("px", like(0.0))), infer=SEQUENTIAL)
+
+    objective = StandardELBO()
+    with pytest.warns(UserWarning, match="branches of 'x'.* 'x' is drawn"):
+        objective.loss(model, guide)
+    expected = 1.0 - dist.Normal(like(0.0), 1.0).log_prob(like(0.0))
+    assert_mean_equals(like([objective.loss(model, guide) for _ in range(400)]), expected)
+
+
+def test_a_reader_outside_of_the_plate_in_one_branch():
+    """Branches that were taken before enumerate what is drawn from then on."""
+
+    def model() -> None:
+        c = pyro.sample("c", dist.Bernoulli(like(0.3)))
+        with pyro.plate("rows", 2):
+            x = pyro.sample("x", dist.Bernoulli(like(0.6)))
+        if c == 0:
+            pyro.sample("y", dist.Normal(x.sum(-1), 1.0), obs=like(1.3))
+
+    def guide() -> None:
+        with pyro.plate("rows", 2):
+            logits = pyro.param("px", like([-0.6, 0.9]))
+            pyro.sample("x", dist.Bernoulli(logits=logits), infer=SEQUENTIAL)
+        pyro.sample("c", dist.Bernoulli(logits=pyro.param("pc", like(0.4))), infer=SEQUENTIAL)
+
+    program = filled((model, guide, ()))
+    pc, px = (pyro.param(name) for name in ("pc", "px"))
+    expected = like(0.0)
+    for c, *x in itertools.product((0.0, 1.0), repeat=3):
+        values = like(x)
+        log_q = dist.Bernoulli(logits=pc).log_prob(like(c))
+        log_q = log_q + dist.Bernoulli(logits=px).log_prob(values).sum()
+        log_p = dist.Bernoulli(like(0.3)).log_prob(like(c))
+        log_p = log_p + dist.Bernoulli(like(0.6)).log_prob(values).sum()
+        if c == 0:
+            log_p = log_p + dist.Normal(values.sum(), 1.0).log_prob(like(1.3))
+        expected = expected + log_q.exp() * (log_q - log_p)
+    slopes = torch.autograd.grad(expected, [pc, px])
+    losses = []
+    for _ in range(30):  # the first evaluation of each finds out
+        with pytest.warns(UserWarning, match="'x' is drawn"):
+            losses.append(StandardELBO().loss(model, guide))
+    assert_mean_equals(like(losses), expected.detach())
+    objective = StandardELBO()
+    with pytest.warns(UserWarning, match="'x' is drawn"):
+        objective.loss(model, guide)
+    exact = torch.cat([g.reshape(-1) for g in slopes])
+    assert_mean_equals(gradients(objective, program, 400), exact)
 
 
 @marks
