@@ -7,8 +7,17 @@ Public names are listed in `__init__.pyi`, and imported when they are first used
 `pyro.infer.SVI` loads neither ArviZ nor matplotlib nor a compiler.
 """
 
+from typing import Any
+
 import lazy_loader
+
+from pyro_elbo_lab.programs.extras import needing
 
 __version__ = "0.1.0.dev0"
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    with needing(name):
+        return _load(name)

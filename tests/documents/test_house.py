@@ -71,7 +71,7 @@ def siblings(module: str) -> set[str]:
     found = set()
     for name in imports(module):
         path, _, last = name.removeprefix("pyro_elbo_lab.").rpartition(".")
-        if name.startswith("pyro_elbo_lab."):
+        if name.startswith("pyro_elbo_lab.") and last != "__version__":
             found.add(f"{path}.{last}" if f"{path}.{last}" in MODULES else path)
     return found
 

@@ -1,26 +1,29 @@
 """What a fit leaves behind, in memory and in a file."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from pyro.infer import ELBO
 from torch import Tensor
-from xarray import Dataset, DataTree
 
-from pyro_elbo_lab.inference.fitting.all_rows import from_batches
 from pyro_elbo_lab.inference.fitting.batches import as_arguments
 from pyro_elbo_lab.inference.fitting.fit_file import read, write
 from pyro_elbo_lab.inference.fitting.inputs import check_objective
 from pyro_elbo_lab.inference.fitting.learnt import Learnt
-from pyro_elbo_lab.inference.trees.convert import from_guide
 from pyro_elbo_lab.programs.arguments import integer
+from pyro_elbo_lab.programs.extras import needing
 from pyro_elbo_lab.programs.pair import Programs, run_both, set_up, training_programs
 from pyro_elbo_lab.programs.state import gradients_on, seeded
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from xarray import DataTree
 
 __all__ = ["Fit"]
 
@@ -101,6 +104,11 @@ class Fit:
             raise ValueError("This fit was loaded without a model: call from_guide yourself.")
         integer("num_samples", num_samples, least=1)
         integer("seed", seed, least=0)
+        with needing("Fit.posterior"):
+            from xarray import Dataset, DataTree
+
+            from pyro_elbo_lab.inference.fitting.all_rows import from_batches
+            from pyro_elbo_lab.inference.trees.convert import from_guide
         model, args, kwargs = self._model, self._args, self._kwargs
         once = Programs(model, self.guide, lambda: run_both(model, self.guide, args, kwargs))
         with gradients_on(), seeded(seed), self._learnt.in_place(once):
@@ -147,8 +155,8 @@ class Fit:
         Args:
             ax: where to draw, by default on new axes.
         """
-        from pyro_elbo_lab.figures.training import plot_loss
-
+        with needing("Fit.plot_loss"):
+            from pyro_elbo_lab.figures.training import plot_loss
         return plot_loss(self.losses, ax)
 
     def save(self, path: str | Path) -> None:
@@ -178,7 +186,7 @@ class Fit:
         *args: Any,
         objective: ELBO,
         **kwargs: Any,
-    ) -> "Fit":
+    ) -> Fit:
         """Read a fit, and give the parameters of model and guide its values.
 
         Args:
