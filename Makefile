@@ -3,13 +3,18 @@
 PYTHON ?= python3.14 python3.13 python3.12 python3 python
 VENV := .venv
 BIN := $(VENV)/bin
+QUICK := tests/statistics tests/documents/test_house.py tests/mutants tests/compilation/test_capture.py \
+	$(addprefix tests/programs/test_,structure.py enumeration.py accepted_programs.py precision.py) \
+	$(addprefix tests/objectives/test_,bounds.py layout.py paths.py sampling.py bad_arguments.py) \
+	-k "not a_fault and not code_of_a_page"
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test quick lint bench clean
 
 help:
 	@echo "make demo   compare three objectives with NUTS on eight schools, writes report/index.html"
 	@echo "make test   run the tests, then lint"
+	@echo "make quick  run the tests that take little time, about a minute"
 	@echo "make lint   check style (ruff) and types (mypy)"
 	@echo "make bench  time training and NUTS beside Pyro and NumPyro; BENCH=--quick for a first look"
 	@echo "make clean  remove $(VENV), the report and all caches"
@@ -23,6 +28,9 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 	@$(MAKE) --no-print-directory lint
+
+quick: $(INSTALLED)
+	$(BIN)/python -m pytest -q -n auto --dist load $(QUICK)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -166,13 +166,30 @@ def test_public_names_are_documented() -> None:
     assert not missing, "; ".join(missing)
 
 
-def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+PAGES = ["README.md", *sorted(f"tutorials/{p.name}" for p in (ROOT / "tutorials").glob("*.md"))]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "```python" in (ROOT / page).read_text()]
+)
+def test_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python blocks run in order, in one namespace and an empty folder."""
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
     blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
-    assert blocks, "README.md has no Python code"
-    namespace = {"__name__": "readme"}
+    namespace = {"__name__": "page"}
     for block in blocks:
         lines_before = text.count("\n", 0, block.start(1))
-        exec(compile("\n" * lines_before + block[1], "README.md", "exec"), namespace)
+        exec(compile("\n" * lines_before + block[1], page, "exec"), namespace)
+
+
+def test_the_readme_is_short_and_has_code() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 900 and text.count("```python") >= 3
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "tests/benchmarks/README.md"])
+def test_links_between_pages_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
