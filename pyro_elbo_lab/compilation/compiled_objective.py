@@ -2,7 +2,6 @@
 
 import math
 import operator
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from pyro_elbo_lab.compilation.leaves import accumulate, announced
 from pyro_elbo_lab.compilation.native.runner import Runner, checked_runner, runner_of
 from pyro_elbo_lab.compilation.watch.environment import Snapshot, contents
 from pyro_elbo_lab.compilation.watch.footprints import refuse_what_is_too_much
+from pyro_elbo_lab.programs.messages import warn
 from pyro_elbo_lab.programs.state import gradients_on, random_states_kept
 
 __all__ = ["CompiledELBO", "compiled"]
@@ -274,7 +274,7 @@ class CompiledELBO(ELBO):
             pair.reason = str(error)
             pair.graphs.clear()
             self._last = None
-            warnings.warn(f"{self.objective!r} runs eagerly: {error}.", stacklevel=5)
+            warn(f"{self.objective!r} runs eagerly: {error}.")
             return None
         self._last = None
         if all(isinstance(x, Tensor | bool | int | float | None) for x in args):
@@ -318,7 +318,7 @@ class CompiledELBO(ELBO):
                 f"{MOST_READINGS} graphs were captured for as many values of what it reads as a "
                 f"Python number or a shape ({changed})"
             )
-            warnings.warn(f"{self.objective!r} runs eagerly: {pair.others}.", stacklevel=6)
+            warn(f"{self.objective!r} runs eagerly: {pair.others}.")
 
     def _capture(
         self, pair: _Pair, model: Program, guide: Program, args: tuple, kwargs: dict
@@ -343,7 +343,7 @@ class CompiledELBO(ELBO):
             else:
                 runner, why = checked_runner(module, inputs, refill, evaluation.graph.state)
         if why:
-            warnings.warn(f"{self.objective!r} runs as a graph, uncompiled: {why}.", stacklevel=6)
+            warn(f"{self.objective!r} runs as a graph, uncompiled: {why}.")
         return _Compiled(evaluation, runner, data, noise, _condition(evaluation))
 
     def _bind(self, graph: _Compiled, args: tuple, kwargs: dict) -> None:

@@ -4,7 +4,6 @@
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -750,7 +749,7 @@ class Objective(ELBO):
                 f"local_plates={self.local_plates!r}: {found}. Leave the plate out of "
                 "local_plates, or pass local_plates=() for joint weights."
             )
-        warnings.warn(f"{self.name} uses joint weights: {found}.", stacklevel=6)
+        warn(f"{self.name} uses joint weights: {found}.")
         return joint(structure, found)
 
     def _is_average(self) -> bool:
@@ -777,12 +776,11 @@ class Objective(ELBO):
         except AssertionError:  # it insists on the shapes of many particles, and knows of them
             return
         if not alike:
-            warnings.warn(
+            warn(
                 f"{self.name}: vectorized particles do not score as they do one by one. Either "
                 "model or guide mixes dimensions (index them from the right, and declare batch "
                 "dimensions with pyro.plate), or it draws random numbers outside of pyro.sample. "
-                "vectorize_particles=False is always right.",
-                stacklevel=6,
+                "vectorize_particles=False is always right."
             )
 
     def _loss(self, evaluation: _Evaluation) -> float:
@@ -797,7 +795,7 @@ class Objective(ELBO):
                 "for a learning rate that is too large, and the guide's support."
             )
         if math.isinf(loss):
-            warnings.warn(f"The loss of {self.name} is {loss}.", stacklevel=3)
+            warn(f"The loss of {self.name} is {loss}.")
         return loss
 
     def _explain_latent(self, plan: Plan, name: str) -> Row:

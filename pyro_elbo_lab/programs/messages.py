@@ -1,18 +1,24 @@
 """Words to the user: warnings that name the user's line, and errors in one line."""
 
+import contextlib
+import os
 import warnings
+from functools import cache
 from pathlib import Path
+
+import pyro
+import torch
 
 __all__ = ["first_line", "warn"]
 
 
 def warn(text: str) -> None:
-    """Warn of the line outside of this package that has called it.
+    """Warn of the user's line that has led here, through Pyro and PyTorch or not.
 
     Args:
         text: of the warning.
     """
-    warnings.warn(text, skip_file_prefixes=(str(Path(__file__).parents[1]),))
+    warnings.warn(text, skip_file_prefixes=_not_the_users())
 
 
 def first_line(error: Exception) -> str:
@@ -26,3 +32,9 @@ def first_line(error: Exception) -> str:
         ('no data', 'KeyError')
     """
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@cache
+def _not_the_users() -> tuple[str, ...]:
+    folders = [Path(__file__).parents[1], *map(Path, (*pyro.__path__, *torch.__path__))]
+    return *(f"{folder}{os.sep}" for folder in folders), contextlib.__file__

@@ -44,6 +44,7 @@ from pyro_elbo_lab.programs.enumeration import (
     variable_or_none,
     variables_of,
 )
+from pyro_elbo_lab.programs.messages import warn
 from pyro_elbo_lab.programs.rows import in_named_order, names_rows, replayed, sites_by_position
 from pyro_elbo_lab.programs.state import random_states_kept
 
@@ -580,11 +581,10 @@ def _followed(
         if found[0].keys() != drawn.keys():
             raise RuntimeError("the sites change with more than the random numbers of Pyro")
     except Exception as error:
-        warnings.warn(
+        warn(
             f"Could not follow what depends on what ({type(error).__name__}: {error}). Every site "
             "is taken to depend on every latent: importance weights are joint, and fewer terms of "
-            "an analytic KL are exact.",
-            stacklevel=3,
+            "an analytic KL are exact."
         )
         _refuse_unfollowed(drawn, averaged)
         return None
@@ -965,10 +965,9 @@ def _complain(lenient: bool, problem: str) -> None:
     if not lenient:
         raise ValueError(problem)
     if is_validation_enabled():
-        warnings.warn(
+        warn(
             f"{problem} Its log q lowers the objective, and nothing makes up for that: the "
-            "value need not bound log p(x).",
-            stacklevel=2,
+            "value need not bound log p(x)."
         )
 
 
@@ -1082,11 +1081,10 @@ def _check_messenger(
 
 def _warn_of_positions(guide: Program) -> None:
     for plate, kind in sites_by_position(guide).items():
-        warnings.warn(
+        warn(
             f"Plate '{plate}' is subsampled, but {kind} has one parameter for each place in a "
             "batch and not for each row: its latents there belong to no row, and no bound follows. "
-            "Use AutoNormal or AutoDelta for them, beside the other guide in an AutoGuideList.",
-            stacklevel=2,
+            "Use AutoNormal or AutoDelta for them, beside the other guide in an AutoGuideList."
         )
 
 

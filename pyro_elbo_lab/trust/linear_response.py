@@ -1,7 +1,6 @@
 """Covariances that a mean-field guide leaves out, from how its means respond to a push."""
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from pyro_elbo_lab.objectives.particles.sobol import Placement, gaussian_latents
 from pyro_elbo_lab.programs.arguments import check_count, check_programs
 from pyro_elbo_lab.programs.dims import element_names
 from pyro_elbo_lab.programs.inventory import inventory
+from pyro_elbo_lab.programs.messages import warn
 from pyro_elbo_lab.programs.state import forget_namesakes, seeded
 from pyro_elbo_lab.programs.structure import Structure, analyse
 
@@ -203,9 +203,8 @@ def _warn_if_far(step: np.ndarray, sd: np.ndarray, labels: list[str]) -> None:
         moved = np.nan_to_num(np.abs(step) / sd)
     worst = int(moved.argmax())
     if moved[worst] > _FAR:
-        warnings.warn(
+        warn(
             f"the guide is not at its optimum: a Newton step would move the mean of "
             f"{labels[worst]} by {moved[worst]:.2f} sd. Linear response holds at the optimum; fit "
-            "for longer.",
-            stacklevel=3,
+            "for longer."
         )

@@ -4,7 +4,6 @@ The trees are those of `from_guide`: `sample_stats` holds log p, log q and log p
 draw, and of every cell of local plates.
 """
 
-import warnings
 from typing import Any
 
 import arviz_stats
@@ -12,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from pyro_elbo_lab.programs.arguments import check_count
+from pyro_elbo_lab.programs.messages import warn
 from pyro_elbo_lab.statistics.importance import ImportanceDiagnostics, check_number, diagnose, k_hat
 
 __all__ = ["importance_diagnostics", "loo_approximate_posterior", "resampled", "weighted"]
@@ -276,10 +276,9 @@ def _joint(tree: xr.DataTree) -> ImportanceDiagnostics:
 def _believed(tree: xr.DataTree) -> ImportanceDiagnostics:
     joint = _joint(tree)
     if joint.k_hat > joint.k_hat_threshold:
-        warnings.warn(
+        warn(
             f"k-hat is {joint.k_hat:.2f}, above {joint.k_hat_threshold:.2f}: weighted draws of "
-            "this guide do not stand for the posterior. Use a guide that covers more of it.",
-            stacklevel=3,
+            "this guide do not stand for the posterior. Use a guide that covers more of it."
         )
     return joint
 

@@ -10,7 +10,6 @@ import torch
 from pyro import poutine
 from torch import Tensor, fx
 from torch.distributions import Distribution
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_elbo_lab.compilation.capture.guard import CaptureError, guarded, storage_of, users_line
 from pyro_elbo_lab.compilation.capture.noise import Noise, hoist
@@ -18,6 +17,7 @@ from pyro_elbo_lab.compilation.capture.reads import Reads, take_reads
 from pyro_elbo_lab.compilation.capture.rewrites import rewritten
 from pyro_elbo_lab.compilation.capture.scans import DECOMPOSITIONS
 from pyro_elbo_lab.compilation.capture.writes import put_back
+from pyro_elbo_lab.compilation.native.internals import internal
 from pyro_elbo_lab.compilation.native.leftovers import leftovers_dropped
 
 __all__ = ["Graph", "capture", "unvalidated"]
@@ -88,7 +88,7 @@ def capture(
                 stack.enter_context(context)
             read = stack.enter_context(guarded([*leaves, *moving], state))
             # aliases: a model may hold the very tensor that it is called with
-            module = make_fx(traced, DECOMPOSITIONS)(*[x.detach() for x in data])
+            module = internal("make_fx")(traced, DECOMPOSITIONS)(*[x.detach() for x in data])
     except CaptureError:
         raise
     except Exception as error:

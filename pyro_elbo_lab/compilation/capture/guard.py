@@ -10,9 +10,10 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_elbo_lab.compilation.native.internals import internal
 
 __all__ = [
     "CaptureError",
@@ -123,7 +124,7 @@ class _Guard(TorchDispatchMode):
             self.note(read)
         elif read[0].shape == read[1].shape:
             self.note([(read[0] == read[1]).all()])
-        with disable_proxy_modes_tracing():
+        with internal("disable_proxy_modes_tracing")():
             return func(*args, **kwargs)
 
     def _note_shape(self, func: Any, args: tuple) -> None:

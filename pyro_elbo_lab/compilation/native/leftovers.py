@@ -13,7 +13,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch.fx.graph_module
-from torch._inductor import codecache
+
+from pyro_elbo_lab.compilation.native.internals import internal
 
 __all__ = ["leftovers_dropped", "modules_thinned"]
 
@@ -47,7 +48,7 @@ def leftovers_dropped() -> Iterator[None]:
 def modules_thinned() -> None:
     """Keep one module for each file that inductor has generated, the newest; it makes another of
     the same file every time that the same graph is compiled."""
-    modules = codecache.PyCodeCache.modules
+    modules = internal("PyCodeCache").modules
     modules[:] = {module.__file__: module for module in modules}.values()
 
 

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch._inductor.codecache import CppCodeCache
 from torch.utils._pytree import tree_flatten
+
+from pyro_elbo_lab.compilation.native.internals import addresses_capsuled, load_cpp
 
 __all__ = ["LIBTORCH", "Handles", "NativeCall", "bits", "native_call"]
 
@@ -97,14 +98,14 @@ class Handles:
         addresses: of the handles, valid as long as this object lives.
 
     Raises:
-        AttributeError, OSError: PyTorch lacks the interface.
+        MissingError, AttributeError, OSError: PyTorch lacks the interface.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         free = ctypes.CDLL(LIBTORCH).aoti_torch_delete_tensor_object
         pointer = ctypes.pythonapi.PyCapsule_GetPointer
         pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-        capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(list(tensors))
+        capsules = addresses_capsuled(tensors)
         self.addresses: list[int] = [pointer(capsule, None) for capsule in capsules]
         weakref.finalize(self, _free, free, tuple(self.addresses)).atexit = False
 
@@ -179,7 +180,7 @@ def _on_cpu(value: Any) -> bool:
 @cache
 def _library() -> Any:
     try:
-        return CppCodeCache.load(_SOURCE.replace("MOST_ARGUMENTS", str(_MOST_ARGUMENTS)))
+        return load_cpp(_SOURCE.replace("MOST_ARGUMENTS", str(_MOST_ARGUMENTS)))
     except Exception:  # of any type: a compiler that fails, a symbol that is not there
         return None
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._inductor.codecache import CppCodeCache
 
+from pyro_elbo_lab.compilation.native.internals import load_cpp
 from pyro_elbo_lab.compilation.native.operators import LIBTORCH, Handles
 
 __all__ = ["Product", "product"]
@@ -106,7 +106,7 @@ def _mkl_is_slow() -> bool:
 @cache
 def _library() -> Any:
     try:
-        return CppCodeCache.load(_SOURCE)
+        return load_cpp(_SOURCE)
     except Exception:  # of any type: a compiler that fails, a symbol that is not there
         return None
 

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._inductor.codecache import CppCodeCache, PyCodeCache
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from pyro_elbo_lab.compilation.native.internals import internal, load_cpp
 from pyro_elbo_lab.compilation.native.leftovers import modules_thinned
 from pyro_elbo_lab.compilation.native.operators import bits, native_call
 from pyro_elbo_lab.compilation.native.products import product
@@ -84,6 +84,7 @@ def record(compiled: Compiled, inputs: Sequence[Tensor]) -> "Recording":
 
     Raises:
         NotRecordableError: no kernel was seen where there should be one.
+        MissingError: this version of PyTorch lacks what it takes.
     """
     log = _Log(keep=[compiled])
     with torch.no_grad(), _Operators(log), _kernels(log):
@@ -110,7 +111,7 @@ class Recording:
         self._operators: dict[int, _Operator] = {}
         kernels = [call for call in log.calls if isinstance(call, _Kernel)]
         arities = {len(kernel.arguments) for kernel in kernels if not kernel.scaled}
-        self._library = CppCodeCache.load(_source(sorted(arities)))
+        self._library = load_cpp(_source(sorted(arities)))
         self._library.replay.restype = ctypes.c_long
         self._library.replay.argtypes = _ARGUMENTS
         pointers = [p for kernel in kernels for p in kernel.arguments]
@@ -321,7 +322,7 @@ def _product(operator: _Operator, log: _Log) -> _Kernel | None:
 def _kernels(log: _Log) -> Iterator[None]:
     """Writes down the calls of kernels in every module that inductor has generated."""
     saved: list[tuple[dict[str, Any], str, Any]] = []
-    for module in PyCodeCache.modules:
+    for module in internal("PyCodeCache").modules:
         for name, value in list(vars(module).items()):
             if name.startswith("cpp_fused") and isinstance(value, BuiltinFunctionType):
                 saved.append((vars(module), name, value))

@@ -9,16 +9,17 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
-from torch._inductor import config
 
 from pyro_elbo_lab.compilation.capture.simplify import keep_failures, simplify
+from pyro_elbo_lab.compilation.native.internals import MissingError, internal
 from pyro_elbo_lab.compilation.native.leftovers import leftovers_dropped
 from pyro_elbo_lab.compilation.native.recording import Feed, NotRecordableError, record
-from pyro_elbo_lab.programs.messages import first_line
+from pyro_elbo_lab.programs.messages import first_line, warn
 from pyro_elbo_lab.programs.precision import as_written
 from pyro_elbo_lab.programs.state import random_states_kept
 
@@ -142,14 +143,15 @@ def compile_graph(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
     simplify(module)
     keep_failures(module)
     examples: list[Any] = [x.detach() for x in inputs]
-    with torch.no_grad(), as_written(), _silence(), config.patch(_settings()):
-        return torch._inductor.standalone_compile(
+    with torch.no_grad(), as_written(), _silence(), internal("config").patch(_settings()):
+        return internal("standalone_compile")(
             module, examples, dynamic_shapes="from_example_inputs"
         )
 
 
 def _settings() -> dict[str, Any]:
     settings: dict[str, Any] = {"fallback_random": True}
+    config = internal("config")
     if config.cpp.vec_isa_ok is None and torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         # PyTorch itself runs on these instructions. Trying them takes a compiler six seconds.
         settings["cpp.vec_isa_ok"] = True
@@ -191,6 +193,14 @@ def runner_of(compiled: Compiled, inputs: Sequence[Tensor]) -> Runner:
         return record(compiled, inputs)
     except NotRecordableError:
         return _Plain(compiled, inputs)
+    except MissingError as error:
+        _say(str(error))
+        return _Plain(compiled, inputs)
+
+
+@cache
+def _say(missing: str) -> None:
+    warn(f"Compiled graphs are called from Python, which is slower: {missing}.")
 
 
 class _Plain:

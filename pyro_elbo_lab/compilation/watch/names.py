@@ -11,7 +11,8 @@ __all__ = ["LIBRARIES", "Names", "is_library", "names_in", "stored_by_libraries"
 
 LIBRARIES = {
     "torch", "pyro", "numpy", "pyro_elbo_lab", "scipy", "pandas", "xarray", "tqdm", "matplotlib",
-    "funsor", "opt_einsum", "IPython", "_pytest", "pytest", "pluggy",
+    "funsor", "opt_einsum", "IPython", "_pytest", "pytest", "pluggy", "sympy", "mpmath", "networkx",
+    "jinja2", "filelock", "fsspec", "triton", "functorch", "typing_extensions", "lazy_loader",
 } | (set(sys.stdlib_module_names) - {"__main__"})  # fmt: skip
 
 _CALLED_BY_LIBRARIES = {"forward", "__call__"}

@@ -11,7 +11,7 @@ from xarray import DataTree
 
 from pyro_elbo_lab.inference.fitting.batches import as_arguments
 from pyro_elbo_lab.inference.trees.convert import from_guide, unscored
-from pyro_elbo_lab.programs.messages import first_line
+from pyro_elbo_lab.programs.messages import first_line, warn
 
 __all__ = ["from_batches"]
 
@@ -64,7 +64,7 @@ def from_batches(
         f"k-hat: {reason}. Pass all rows, posterior(data=...) or from_guide(guide, model, ...); "
         "latents of single rows are those of the first batch"
     )
-    warnings.warn(f"The {why}.", stacklevel=3)
+    warn(f"The {why}.")
     return unscored(tree, why)
 
 

@@ -4,8 +4,8 @@ import ctypes
 from typing import Any
 
 import torch
-from torch._inductor.codecache import CppCodeCache
 
+from pyro_elbo_lab.compilation.native.internals import load_cpp
 from pyro_elbo_lab.compilation.native.recording import Recording, Replay
 from pyro_elbo_lab.inference.nuts.density import CompiledDensity
 
@@ -33,7 +33,7 @@ class EntryPoint:
     def __init__(self, density: CompiledDensity, num_threads: int) -> None:
         others = [density.another() for _ in range(num_threads - 1)]
         self._densities = [density, *others]
-        self._library = CppCodeCache.load(_SOURCE)
+        self._library = load_cpp(_SOURCE)
         self._contexts = (_Context * num_threads)(*map(_context, self._densities))
         self._data = _Data(num_threads, ctypes.addressof(self._contexts), 0)
         self.address = _address(self._library.evaluate)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import nutpie
 import torch
-from nutpie import _lib
 from nutpie.compiled_pyfunc import from_pyfunc
 
+from pyro_elbo_lab.compilation.native.internals import MissingError
 from pyro_elbo_lab.inference.nuts.c_density import EntryPoint
 from pyro_elbo_lab.inference.nuts.density import CompiledDensity, Evaluate
 from pyro_elbo_lab.inference.nuts.potential import Potential, starting_point
@@ -209,7 +209,7 @@ class _NativeModel:
     reparameterized_names: None = None
 
     def _make_sampler(self, settings: Any, init_mean: Any, cores: int, *rest: Any) -> Any:
-        return _lib.PySampler.from_pymc(settings, cores, self.model, *rest)
+        return nutpie._lib.PySampler.from_pymc(settings, cores, self.model, *rest)
 
 
 def _native_model(
@@ -222,9 +222,14 @@ def _native_model(
         return None
     cores = min(num_chains, _num_cores()) if density.native else 1
     size = potential.size
-    entry = EntryPoint(density, cores)
+    try:
+        entry = EntryPoint(density, cores)
+    except MissingError:
+        return None
     dim_sizes: dict[str, int] = {}  # filled by new_variables
     try:
+        from nutpie import _lib
+
         model = _lib.PyMcModel(
             _lib.LogpFunc(entry.address, entry.data, entry),
             _lib.ExpandFunc(size, size, entry.copy_address, entry.data, entry),
@@ -235,7 +240,7 @@ def _native_model(
             shield.start,
             None,
         )
-    except (AttributeError, TypeError):
+    except (ImportError, AttributeError, TypeError):
         return None
     shield.entry = entry
     return _NativeModel(model, size, cores)

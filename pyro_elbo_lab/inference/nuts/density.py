@@ -12,10 +12,10 @@ import numpy as np
 import pyro
 import torch
 from torch import Tensor
-from torch._inductor import config
 
 from pyro_elbo_lab.compilation.capture.graph import Graph, capture
 from pyro_elbo_lab.compilation.capture.guard import CaptureError
+from pyro_elbo_lab.compilation.native.internals import internal
 from pyro_elbo_lab.compilation.native.recording import Recording
 from pyro_elbo_lab.compilation.native.runner import MOST_NODES, Runner, compile_graph, runner_of
 from pyro_elbo_lab.inference.nuts.potential import (
@@ -103,7 +103,7 @@ def compile_density(potential: Potential) -> CompiledDensity:
     graph = _captured(potential, flat)
     try:
         # The chains are what runs in parallel.
-        with config.patch({"cpp.threads": 1}):
+        with internal("config").patch({"cpp.threads": 1}):
             compiled = compile_graph(graph.module, [flat, *graph.constants])
 
         def density() -> CompiledDensity:

@@ -1,7 +1,6 @@
 """NUTS references: draws to hold an approximation against, and whether they can be trusted."""
 
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,6 +25,7 @@ from pyro_elbo_lab.inference.trees.datatree import to_datatree
 from pyro_elbo_lab.inference.trees.groups import constant_data, model_groups
 from pyro_elbo_lab.programs.arguments import check_count, check_programs
 from pyro_elbo_lab.programs.dims import element_names, trace_dims
+from pyro_elbo_lab.programs.messages import warn
 from pyro_elbo_lab.programs.replay import observations
 from pyro_elbo_lab.programs.state import seeded
 from pyro_elbo_lab.statistics.reliability import Worst, worst
@@ -136,7 +136,7 @@ def nuts(
             groups, notes = model_groups(potential.model, potential.trace, posterior)
     quality = judge(posterior, drawn.stats["diverging"])
     if not quality["reliable"]:
-        warnings.warn(f"The NUTS draws are {quality['reliability']}", stacklevel=2)
+        warn(f"The NUTS draws are {quality['reliability']}")
     return to_datatree(
         posterior,
         trace_dims(potential.trace),
@@ -215,7 +215,7 @@ def _nutpie(potential: Potential, *settings: Any) -> Sample:
         return draws._replace(density="compiled", compile_seconds=seconds)
     except CaptureError as error:
         reason = str(error)
-    warnings.warn(f"NUTS runs the model eagerly, which is slow: {reason}.", stacklevel=3)
+    warn(f"NUTS runs the model eagerly, which is slow: {reason}.")
     draws = sample(potential, logp_and_gradient(potential), *settings)
     return draws._replace(density=f"eager: {reason}")
 

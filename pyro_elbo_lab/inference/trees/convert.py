@@ -1,6 +1,5 @@
 """From Pyro to ArviZ: draws of samplers, guides and predictions as DataTrees."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from pyro_elbo_lab.objectives.particles.layout import lay_out
 from pyro_elbo_lab.objectives.particles.scored import Stack, sort
 from pyro_elbo_lab.programs.arguments import check_count, check_programs
 from pyro_elbo_lab.programs.dims import part_of_the_rows, trace_dims
+from pyro_elbo_lab.programs.messages import warn
 from pyro_elbo_lab.programs.replay import Replay, deterministics, observations
 from pyro_elbo_lab.programs.state import forget_namesakes, seeded
 
@@ -162,7 +162,7 @@ def from_guide(
     if part := part_of_the_rows(drawn.trace):
         stats = {}
         notes.append(f"no log-weights and no k-hat: {part}")
-        warnings.warn(f"from_guide: {_PART.format(part)}", stacklevel=2)
+        warn(f"from_guide: {_PART.format(part)}")
     else:
         cells, cell_dims = _cell_log_weights(drawn, model, guide, args, kwargs)
     attrs = {"inference": "guide"}

@@ -6,7 +6,6 @@ where, `sampling` runs the programs.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -19,6 +18,7 @@ from torch import Tensor
 from pyro_elbo_lab.objectives.expectations import Averages
 from pyro_elbo_lab.objectives.particles.layout import Cells, Layout
 from pyro_elbo_lab.programs.enumeration import Marginal, log_density
+from pyro_elbo_lab.programs.messages import warn
 from pyro_elbo_lab.programs.structure import (
     PARTICLE_PLATE,
     FactorKey,
@@ -362,8 +362,7 @@ def _check_scale_inside(key: FactorKey, site: Site, cells: Cells, layout: Layout
             "biased: it bounds nothing. Use all data, StandardELBO, a local latent in that plate, "
             "or local_plates=() to accept the bias."
         )
-    warnings.warn(
+    warn(
         f"Plate '{subsampled}' is subsampled inside a non-linear bound because local_plates=() "
-        "asks for joint weights: the value is biased and bounds nothing.",
-        stacklevel=2,
+        "asks for joint weights: the value is biased and bounds nothing."
     )

@@ -31,7 +31,6 @@ References:
     Carlo variational inference.
 """
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,6 +45,7 @@ from torch.quasirandom import SobolEngine
 
 from pyro_elbo_lab.objectives.gradients.unbiased import Choice
 from pyro_elbo_lab.objectives.particles.layout import Layout
+from pyro_elbo_lab.programs.messages import warn
 from pyro_elbo_lab.programs.structure import FactorKey, Program, Site, Structure, aside, run
 
 Sampler = Literal["random", "sobol"]
@@ -126,15 +126,14 @@ def place(
         if layout.cells[FactorKey("guide", name)] not in independent
     )
     if num_outer == 1 and not inner:
-        warnings.warn(
+        warn(
             "sampler='sobol' has no effect with one outer particle"
             + (
                 ", as doubly reparameterised gradients need independent inner ones. Use more "
                 "outer particles, or gradient='pathwise'."
                 if local
                 else ". Use more particles."
-            ),
-            stacklevel=6,
+            )
         )
     return Placement(gaussian - inner, inner, local)
 

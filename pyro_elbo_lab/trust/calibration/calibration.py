@@ -1,6 +1,5 @@
 """Simulation-based calibration: does a way of fitting find what data were simulated from?"""
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from xarray import Dataset
 
 from pyro_elbo_lab.inference.trees.datatree import variable
 from pyro_elbo_lab.programs.arguments import check_count, check_programs
+from pyro_elbo_lab.programs.messages import warn
 from pyro_elbo_lab.programs.simulator import simulator
 from pyro_elbo_lab.statistics.ranks import LEVEL, p_in_words, p_symmetric, p_uniform, pit, summarise
 from pyro_elbo_lab.trust.calibration.simulations import Outcome, Task, common_randomness, run
@@ -291,7 +291,7 @@ def _calibration(
         notes.append(f"{list(simulate.left_out)} are masked and not ranked.")
     warned = _warnings([outcomes[i] for i in done], failures, num_simulations, num_draws)
     for text in warned:
-        warnings.warn(text, stacklevel=3)
+        warn(text)
     ranks.attrs["notes"] = " ".join((*warned, *notes))
     return Calibration(ranks, num_draws, question, failures, (*warned, *notes))
 
