@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pyro
+from pyro.optim import Adam
 
 from pyro_elbo_lab import Fit, StandardELBO, fit
 from pyro_elbo_lab.inference.fitting.budget import Budget
@@ -41,6 +42,7 @@ def train(problem: Problem, num_steps: int, callback: bool) -> tuple[Fit, list[B
             problem.make_guide(problem.model),
             *problem.data(),
             objective=StandardELBO(),
+            optimizer=Adam({"lr": 1e-3}),
             num_steps=num_steps,
             compile=True,
             callbacks=[lambda step, loss: False] if callback else [],
