@@ -615,7 +615,9 @@ class Objective(ELBO):
         path = Branch(branch.path, drawn=branch.drawn) if branch else Branch()
         try:
             structure, sites = analyse(*program, recall, lenient=self._is_linear(), branch=path)
-        except AssertionError as error:  # it insists on the shapes of its own runs
+        except NotImplementedError:
+            raise
+        except (AssertionError, RuntimeError, IndexError) as error:  # only its own shapes fit
             run = run or self._first_run(program, path, error)
             again = self._repeat(program, run, path)
             structure = assume(run.sites, path.drawn, model, again, recall | run.recalled)
@@ -633,7 +635,7 @@ class Objective(ELBO):
             plan = replace(plan, sobol=placed)
         return plan
 
-    def _first_run(self, program: _Pair, branch: Branch, error: AssertionError) -> Run:
+    def _first_run(self, program: _Pair, branch: Branch, error: Exception) -> Run:
         """A run as it will be, of which nothing is known before."""
         if not self._takes_any_sites():
             raise error

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions.util import gather
 from pyro.infer import SVI, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import (
     AutoDiscreteParallel,
@@ -434,3 +435,26 @@ def test_structures_alternate(mark):
             pyro.set_rng_seed(7)
             losses.append(objective.loss(labelled, of_label, c))
         assert losses[0] == pytest.approx(losses[1])
+
+
+def test_a_program_that_runs_with_all_values_alone():
+    """A table of (time, value) is read at values of shape (value, 1, 1), and at no others."""
+    table = torch.tensor([[0.1, 0.5, 0.2, 0.9], [0.3, 0.2, 0.7, 0.4]])
+    x = torch.linspace(-1.0, 1.0, 6).reshape(2, 3)
+
+    def model():
+        with pyro.plate("detection", 3), pyro.plate("time", 2):
+            a = pyro.sample("a", dist.Categorical(torch.ones(4)))
+            pyro.sample("x", dist.Normal(gather(table, a, -1), 1.0), obs=x)
+
+    def guide():
+        p = pyro.param("p", torch.tensor([0.1, 0.2, 0.3, 0.4]), constraint=constraints.simplex)
+        with pyro.plate("detection", 3), pyro.plate("time", 2):
+            pyro.sample("a", dist.Categorical(p), infer={"enumerate": "parallel"})
+
+    found = []
+    for objective in (TraceEnum_ELBO(max_plate_nesting=2), StandardELBO(max_plate_nesting=2)):
+        pyro.clear_param_store()
+        loss = objective.loss_and_grads(model, guide)
+        found.append((loss, pyro.param("p").unconstrained().grad))
+    torch.testing.assert_close(found[1], found[0])
