@@ -312,7 +312,7 @@ def test_what_cannot_be_captured_runs_eagerly_and_says_why() -> None:
         pyro.sample("x", dist.Normal(z if z > 0 else -z, 1.0).expand([3]).to_event(1), obs=x)
 
     pyro.clear_param_store()
-    with pytest.warns(UserWarning, match=r"test_training.py, line \d+: pyro.sample\(\"x\""):
+    with pytest.warns(UserWarning, match=r"test_trainer.py, line \d+: pyro.sample\(\"x\""):
         result = fit(
             branching, guide, X, objective=StandardELBO(), num_steps=3, compile=True, progress=False
         )
