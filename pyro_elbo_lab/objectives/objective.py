@@ -1,6 +1,6 @@
 """The adapter to `pyro.infer.ELBO`: a target, a gradient estimator and a layout behind SVI's loss.
 
-`objectives` has the named objectives, which only choose these parts.
+`lower_bounds` and its neighbours have the named objectives, which only choose these parts.
 """
 
 import math
@@ -122,20 +122,20 @@ class Objective(ELBO):
         num_outer: M, the number of independent estimates.
         outer: from these estimates (M,) to the value, by default their mean, see `target`.
         upper: whether the value is an upper bound, which is minimised.
-        gradient: "auto", "pathwise", "doubly_reparameterized" or "score", see `gradients`.
+        gradient: "auto", "pathwise", "doubly_reparameterized" or "score", see `gradients.unbiased`.
         method: the family of gradient estimators.
         weights: "cells" gives each cell of local plates weights of its own beside shared latents,
             "complete" only where no latent is shared, "joint" never.
         local_plates: "auto", names of plates, or () for joint weights, see `layout`.
         kl_weight: multiplies the terms of the latents: a number, or a function of the number of
-            gradient evaluations so far, see `annealing`.
+            gradient evaluations so far, see `schedules`.
         source: (draw, structure, guide) -> particles, where draw() gives those of the guide and
             draw(given=values) scores other values.
         own_term: (model, guide, args, kwargs) -> a term that is added to what is maximised.
         find_routes: exact expectations in place of Monte Carlo terms (linear bounds only).
         sampler: "random", or "sobol" for scrambled Sobol points in place of the guide's Gaussian
             noise, which lowers the variance of averages over many particles (powers of 2 are
-            best), see `quasirandom`.
+            best), see `particles.sobol`.
         pyro_keywords: those of `pyro.infer.ELBO`. Without `vectorize_particles=True` particles
             run one after the other.
 

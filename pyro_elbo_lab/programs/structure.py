@@ -7,8 +7,6 @@ letting the latents' values carry their names through the program (`pyro.ops.pro
 the model that `enumeration` sums together are one factor, which reads what each of them reads.
 Sites of the guide over which `expectations` averages are no latents: what reads them reads the
 latents that they depend on.
-
-Together with `particles` this is the only module that runs programs under Pyro's handlers.
 """
 
 import traceback

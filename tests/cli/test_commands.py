@@ -15,7 +15,7 @@ import pytest
 import torch
 import xarray as xr
 
-from pyro_elbo_lab.cli import compare, main, session, specs
+from pyro_elbo_lab.cli import compare, main, options, session, specs
 from pyro_elbo_lab.cli.model_file import InputError, ModelFile, blaming, load
 from pyro_elbo_lab.cli.session import stem
 from pyro_elbo_lab.objectives.objective import Objective
@@ -461,6 +461,12 @@ def test_faults_of_ours_are_not_blamed_on_the_user() -> None:
 
 def toy() -> None:
     pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+
+def test_the_help_names_what_there_is() -> None:
+    """It is printed before what builds guides and objectives is loaded."""
+    assert tuple(specs.GUIDES) == options.GUIDES
+    assert tuple(specs.OBJECTIVES) == options.OBJECTIVES
 
 
 @pytest.mark.parametrize("name", specs.GUIDES)

@@ -1,12 +1,11 @@
 """A version of PyTorch that lacks a private name costs speed, and nothing else."""
 
 import ast
-import subprocess
-import sys
 
 import pytest
 
 from pyro_elbo_lab.compilation.native.internals import PRIVATE_NAMES
+from tests.support.processes import printed
 
 PROGRAM = """
 import warnings
@@ -32,10 +31,8 @@ print([result.compilation.split(":")[0], said, len(caught), result.losses.tolist
 
 def fitted(missing: str, compile: bool = True) -> tuple[str, list[str], int, list[float]]:
     """How it was compiled, what was said of PyTorch, the number of warnings, and the losses."""
-    command = [sys.executable, "-c", PROGRAM.format(missing=missing, compile=compile)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return tuple(ast.literal_eval(result.stdout.splitlines()[-1]))
+    output = printed(PROGRAM.format(missing=missing, compile=compile))
+    return tuple(ast.literal_eval(output.splitlines()[-1]))
 
 
 @pytest.fixture(scope="module")

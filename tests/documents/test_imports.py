@@ -1,12 +1,11 @@
 """What is imported when: nothing that is not needed, and a word on what is missing."""
 
 import ast
-import subprocess
-import sys
 
 import pytest
 
 import pyro_elbo_lab
+from tests.support.processes import printed
 
 HEAVY = (
     "torch",
@@ -26,15 +25,6 @@ HEAVY = (
 LOADED = f"import sys; print([m for m in {HEAVY!r} if m in sys.modules])"
 
 
-def run(code: str) -> str:
-    """What Python code prints in a process of its own."""
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    return result.stdout
-
-
 @pytest.mark.parametrize(
     "code",
     [
@@ -43,11 +33,11 @@ def run(code: str) -> str:
     ],
 )
 def test_no_library_is_loaded_before_it_is_used(code: str) -> None:
-    assert ast.literal_eval(run(f"{code}; {LOADED}")) == []
+    assert ast.literal_eval(printed(f"{code}; {LOADED}")) == []
 
 
 def test_a_loss_loads_pyro_and_little_more() -> None:
-    loaded = ast.literal_eval(run(f"from pyro_elbo_lab import StandardELBO; {LOADED}"))
+    loaded = ast.literal_eval(printed(f"from pyro_elbo_lab import StandardELBO; {LOADED}"))
     assert loaded == ["torch", "pyro", "numpy"]
 
 
@@ -94,5 +84,5 @@ MISSING = {
 @pytest.mark.parametrize("use", MISSING)
 def test_what_is_missing_is_named_where_it_is_needed_and_nothing_else_fails(use: str) -> None:
     missing, said, package = MISSING[use]
-    printed = run(TRAINING.format(missing=missing, use=use))
-    assert printed.strip() == f"{said}, which is not installed: pip install {package}"
+    said_there = printed(TRAINING.format(missing=missing, use=use))
+    assert said_there.strip() == f"{said}, which is not installed: pip install {package}"

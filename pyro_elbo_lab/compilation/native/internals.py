@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["PRIVATE_NAMES", "MissingError", "addresses_capsuled", "internal", "load_cpp"]
+__all__ = ["PRIVATE_NAMES", "MissingError", "capsules_of", "internal", "load_cpp"]
 
 PRIVATE_NAMES = {
     "make_fx": "torch.fx.experimental.proxy_tensor",
@@ -67,7 +67,7 @@ def load_cpp(source: str) -> Any:
     return internal("CppCodeCache").load(source)
 
 
-def addresses_capsuled(tensors: Sequence[Tensor]) -> list[Any]:
+def capsules_of(tensors: Sequence[Tensor]) -> list[Any]:
     """New handles of tensors, each in a capsule.
 
     Args:

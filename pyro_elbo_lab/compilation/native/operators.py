@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from pyro_elbo_lab.compilation.native.internals import addresses_capsuled, load_cpp
+from pyro_elbo_lab.compilation.native.internals import capsules_of, load_cpp
 
 __all__ = ["LIBTORCH", "Handles", "NativeCall", "bits", "native_call"]
 
@@ -105,7 +105,7 @@ class Handles:
         free = ctypes.CDLL(LIBTORCH).aoti_torch_delete_tensor_object
         pointer = ctypes.pythonapi.PyCapsule_GetPointer
         pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-        capsules = addresses_capsuled(tensors)
+        capsules = capsules_of(tensors)
         self.addresses: list[int] = [pointer(capsule, None) for capsule in capsules]
         weakref.finalize(self, _free, free, tuple(self.addresses)).atexit = False
 

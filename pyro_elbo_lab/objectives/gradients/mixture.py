@@ -5,7 +5,7 @@ scalar, and neither the bound nor its gradient asks what sites it came from:
 
     V = B(F(l_.1), ..., F(l_.M)),    v = dV/dl,    h = diag(d2V/dl2)
 
-The estimators are those of `gradients` and `score`, so that it makes no difference to them whether
+The estimators are those of `unbiased` and `score`, so that it makes no difference to them whether
 the sites of all particles happen to agree. What a score-function gradient takes off a particle's
 signal must not depend on the particle's own draws. That rules out a baseline over "the particles
 with the same sites", as the draws decide who these are. A linear objective takes the mean over the

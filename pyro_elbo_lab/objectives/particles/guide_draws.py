@@ -83,7 +83,7 @@ def guide_draws(
         args: positional arguments of both.
         kwargs: keyword arguments of both.
         num_samples: how many draws.
-        sobol: where Sobol points replace Gaussian noise, from `quasirandom`.
+        sobol: where Sobol points replace Gaussian noise, from `particles.sobol`.
 
     Raises:
         ValueError: a guide that does not fit the model.

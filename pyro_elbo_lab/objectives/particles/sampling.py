@@ -293,7 +293,7 @@ def run_particles(
         return Run(sites, densities, {}, model_trace, subsamples), values
 
     runs = []
-    plate = pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1) if at_once else None
+    plate = _particle_plate(num, nesting) if at_once else None
     inside = plate if branch is not None else None
     around = plate if plate and not inside else nullcontext()
     nets = Nets(sobol, num_inner, num_outer)
@@ -314,6 +314,10 @@ def run_particles(
             earlier.setdefault(outer, values)
             subsamples |= {n: v for n, v in values.items() if n not in shared}
     return Runs(tuple(runs), Stack(num_inner, num_outer, nesting, vectorize))
+
+
+def _particle_plate(num: int, nesting: int) -> Any:
+    return pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1)
 
 
 def repeat(
@@ -344,7 +348,7 @@ def repeat(
     first_dim = first_enumerated_dim(nesting, at_once)
 
     def again(model: Program, carry: Messenger) -> tuple[Any, Any]:
-        plate = pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1) if at_once else None
+        plate = _particle_plate(num, nesting) if at_once else None
         return run(model, guide, args, kwargs, carry, first_dim, branch, plate)
 
     return again
