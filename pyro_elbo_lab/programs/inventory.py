@@ -163,7 +163,7 @@ def holding(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
     before = [where.data for where, _ in pairs]
     try:
         for where, value in pairs:
-            where.data = value.clone()
+            where.data = value.to(where.device, copy=True)
         yield
     finally:
         for (where, _), data in zip(pairs, before, strict=True):

@@ -185,11 +185,15 @@ def forget_namesakes(module: Any) -> None:
 
     Pyro's modules share parameters by name: without this, two guides of one class take on each
     other's values as soon as they are called. A module registers its own parameters again when
-    it is called, so nothing is lost by dropping them. Anything but a `PyroModule` is left alone,
+    it is called, so nothing is lost by dropping them. What the param store has read from a file is
+    given to the module first: so is a fit gone on with. Anything but a `PyroModule` is left alone,
     and so is a guide without parameters yet, which Pyro fills from the param store.
 
     Args:
         module: a guide or model.
+
+    Raises:
+        ValueError: what was read from a file has another shape or type. Nothing has changed then.
 
     Example:
         >>> import pyro.distributions as dist
@@ -210,10 +214,32 @@ def forget_namesakes(module: Any) -> None:
     """
     if not isinstance(module, PyroModule):
         return
-    store = pyro.get_param_store()
     own = named_parameters(module)
-    forget(
-        name
-        for name, parameter in list(store.named_parameters())
-        if own.get(normalize_param_name(name), parameter) is not parameter
-    )
+    found = {
+        name: (own[normalize_param_name(name)], entry)
+        for name, entry in store_state()[0].items()
+        if own.get(normalize_param_name(name), entry) is not entry
+    }
+    read = {name: pair for name, pair in found.items() if _was_read(pair[1])}
+    for name, (mine, entry) in read.items():
+        _check_alike(name, mine, entry)
+    with torch.no_grad():
+        for mine, entry in read.values():
+            mine.copy_(entry)
+    forget(found)
+
+
+def _was_read(entry: Tensor) -> bool:
+    """Whether a tensor comes from a file, and not from a module of this process: PyTorch gives
+    those that it reads an empty dict of hooks, and new ones none."""
+    return getattr(entry, "_backward_hooks", None) == {}
+
+
+def _check_alike(name: str, mine: Tensor, entry: Tensor) -> None:
+    if (entry.shape, entry.dtype) != (mine.shape, mine.dtype):
+        raise ValueError(
+            f"The param store has read '{name}' from a file as {entry.dtype} of shape "
+            f"{tuple(entry.shape)}, but the module's is {mine.dtype} of shape {tuple(mine.shape)}: "
+            "pass arguments of the same sizes and types as when it was saved, or call "
+            "pyro.clear_param_store() to start afresh."
+        )

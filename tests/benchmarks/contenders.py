@@ -86,10 +86,10 @@ def by_fit(problem: Problem, objective: ELBO, device: str) -> Contender:
     model, guide, args = programs(problem, device)
     optimizer = Adam({"lr": LEARNING_RATE})
     steps: Any = None
-    taken = 0
+    losses: list[float] = []
 
-    def take(num_steps: int) -> None:
-        nonlocal steps, taken
+    def take(num_steps: int) -> int:
+        nonlocal steps
         if steps is None:
             guide(*args)
             forever = itertools.repeat(args)
@@ -99,27 +99,28 @@ def by_fit(problem: Problem, objective: ELBO, device: str) -> Contender:
             steps = steps_of(task, True)
             if not steps.note.startswith("compiled: "):
                 raise RuntimeError(f"{problem.name} was not compiled: {steps.note}")
-        end = taken + num_steps
-        while taken < end:
-            losses = steps.take(taken, end - taken)
-            assert np.isfinite(losses[-1])
-            taken += len(losses)
+        before = len(losses)
+        while len(losses) < before + num_steps:
+            steps.take(losses)  # blocks of a size of its own
+        assert np.isfinite(losses[-1])
+        return len(losses) - before
 
     return Contender(FIT, _in_store_of_its_own(take))
 
 
-def _in_store_of_its_own(take: Callable[[int], None]) -> Callable[[int], None]:
+def _in_store_of_its_own(take: Callable[[int], int | None]) -> Callable[[int], int | None]:
     """Parameters are global and known by name: those of other contenders stay out of sight."""
     store = pyro.get_param_store()
     with store.scope() as state:
         pass
 
-    def run(num_steps: int) -> None:
+    def run(num_steps: int) -> int | None:
         with store.scope(state), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`torch.jit", category=FutureWarning)
-            take(num_steps)
+            warnings.filterwarnings("ignore", "`torch.jit")
+            taken = take(num_steps)
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
+        return taken
 
     return run
 

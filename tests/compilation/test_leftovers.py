@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._inductor.codecache import PyCodeCache
 
 from pyro_elbo_lab import StandardELBO, compiled, fit, nuts
-from pyro_elbo_lab.compilation.native.leftovers import _sources, leftovers_dropped
+from pyro_elbo_lab.compilation.native.leftovers import _classes, _sources, leftovers_dropped
 from pyro_elbo_lab.compilation.native.operators import Handles
 from tests.support.compilers import needs_compiler
 
@@ -67,13 +67,14 @@ def test_data_are_freed(run: Callable[[Tensor, Tensor], None]) -> None:
 def test_a_second_fit_leaves_nothing_more() -> None:
     x = torch.ones(10, 2)
     fitted(x, x.sum(1))
-    sources, modules = len(_sources()), len(PyCodeCache.modules)
+    kept = [len(_sources()), len(PyCodeCache.modules), len(_classes())]
     fitted(x, x.sum(1))
-    assert (len(_sources()), len(PyCodeCache.modules)) == (sources, modules)
+    assert [len(_sources()), len(PyCodeCache.modules), len(_classes())] == kept
 
 
 def test_without_the_private_names_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.fx.graph_module, "_loader")
     monkeypatch.setattr("torch.compiler._cache.CacheArtifactManager", object())
+    monkeypatch.delattr("torch._inductor.codecache.FxGraphCachePickler")
     with leftovers_dropped():
-        assert _sources() == {}
+        assert _sources() == _classes() == {}

@@ -1,5 +1,6 @@
 """The benchmarks compare like with like, in turn."""
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 
 from tests.benchmarks import nuts_speed
+from tests.benchmarks.contenders import contenders
 from tests.benchmarks.harness import Contender, interleaved
 from tests.benchmarks.problems import PROBLEMS, Problem
 
@@ -82,6 +84,13 @@ def test_contenders_take_turns() -> None:
     times = interleaved(contenders, rounds=4)
     assert bursts[-12:] == list("abcbcacababc")
     assert {name: x.shape for name, x in times.items()} == dict.fromkeys("abc", (4,))
+
+
+@pytest.mark.parametrize("num_particles", [1, 4])
+def test_each_contender_takes_steps(num_particles: int) -> None:
+    numpyro = importlib.util.find_spec("numpyro") is not None
+    for contender in contenders(PROBLEMS["eight schools"], num_particles, "cpu", numpyro):
+        assert (contender.run(5) or 5) >= 5, contender.name
 
 
 def test_z_is_in_standard_errors_of_the_difference() -> None:

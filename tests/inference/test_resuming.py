@@ -16,6 +16,8 @@ import pyro.distributions as dist
 import pyro.optim
 import pytest
 import torch
+from pyro.infer.autoguide import AutoGuideList, AutoMultivariateNormal, AutoNormal
+from pyro.nn import PyroModule, PyroParam
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.distributions import constraints
@@ -293,3 +295,72 @@ def test_parameters_with_different_histories() -> None:
     np.testing.assert_allclose(ends[1][0].losses, ends[0][0].losses, rtol=1e-4)
     assert_equal(ends[1][1], ends[0][1])
     assert "more steps on some parameters" in ends[1][0].compilation
+
+
+AUTOGUIDES: dict[str, Callable[[], Any]] = {
+    "AutoNormal": lambda: AutoNormal(model),
+    "AutoMultivariateNormal": lambda: AutoMultivariateNormal(model),
+    "AutoGuideList": lambda: listed(model),
+    "PyroModule": lambda: Written(),
+}
+
+
+def listed(program: Callable[..., Any]) -> AutoGuideList:
+    guides = AutoGuideList(program)
+    guides.append(AutoNormal(program))
+    return guides
+
+
+class Written(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = PyroParam(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(self.loc, 1.0))
+
+
+def values(program: Any) -> dict[str, Tensor]:
+    return {name: x.detach().clone() for name, x in program.named_parameters()}
+
+
+def stand_still(program: Any, x: Tensor = X, compile: bool = False) -> None:
+    still = pyro.optim.SGD({"lr": 0.0})
+    how: dict[str, Any] = {"compile": compile, "progress": False, "num_steps": 1}
+    fit(model, program, x, objective=StandardELBO(), optimizer=still, **how)
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("called", [False, True], ids=["fresh", "called before"])
+@pytest.mark.parametrize("kind", AUTOGUIDES)
+def test_a_guide_goes_on_from_a_file_of_the_param_store(
+    kind: str, called: bool, compile: bool, tmp_path: Path
+) -> None:
+    first = AUTOGUIDES[kind]()
+    fit(model, first, X, objective=StandardELBO(), num_steps=30, compile=False, progress=False)
+    fitted = values(first)
+    pyro.get_param_store().save(tmp_path / "store.pt")
+    pyro.clear_param_store()
+    second = AUTOGUIDES[kind]()
+    if called:
+        second(X)
+    pyro.get_param_store().load(tmp_path / "store.pt")
+    stand_still(second, compile=compile)
+    torch.testing.assert_close(values(second), fitted)
+    third = AUTOGUIDES[kind]()  # what is in the store by now is the second's
+    fit(model, second, X, objective=StandardELBO(), num_steps=30, compile=False, progress=False)
+    stand_still(third)
+    assert all((x != fitted[name]).any() for name, x in values(third).items() if "loc" in name)
+
+
+def test_a_file_of_another_size_is_refused(tmp_path: Path) -> None:
+    def wide(x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0).to_event(1))
+
+    first = AutoNormal(wide)
+    first(X)
+    pyro.get_param_store().save(tmp_path / "store.pt")
+    pyro.clear_param_store()
+    pyro.get_param_store().load(tmp_path / "store.pt")
+    with pytest.raises(ValueError, match=r"'AutoNormal.locs.z' from a file .* shape \(3,\), but"):
+        stand_still(AutoNormal(model))

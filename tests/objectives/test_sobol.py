@@ -187,7 +187,7 @@ def test_each_draw_has_the_distribution_of_the_guide(vectorize):
 
 def test_draws_stay_finite_and_in_dtype():
     class Worst(Nets):
-        def _draw(self, name, num_dims):
+        def _draw(self, name, num_dims, device):
             tiny = torch.tensor([0.5, 2**52 - 0.5], dtype=torch.float64) / 2**52
             return torch.special.ndtri(tiny)[:, None]
 

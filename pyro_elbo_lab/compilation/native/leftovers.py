@@ -1,13 +1,14 @@
 """What PyTorch keeps of every graph for the life of the process, and how it is let go.
 
-Each generated function leaves its source text with `torch.fx`, each compiled graph a Python module
-and its serialised code with inductor, whether or not anybody still has the graph: about a megabyte
-a fit. Nothing reads them again but tracebacks into generated code.
+Each generated function leaves its source text with `torch.fx`, each compiled graph a Python module,
+its serialised code and its class with inductor, whether or not anybody still has the graph: about a
+megabyte a fit. Nothing reads them again but tracebacks into generated code.
 
 The names are private to PyTorch. Where one is missing, what it names is kept.
 """
 
 import linecache
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -34,15 +35,12 @@ def leftovers_dropped() -> Iterator[None]:
         >>> len(sources) - before, float(module(torch.tensor(-1.0)))
         (0, 0.0)
     """
-    sources = _sources()
-    before = set(sources)
-    with _artifacts_dropped():
-        try:
-            yield
-        finally:
-            for key in [key for key in sources if key not in before]:
-                sources.pop(key, None)
-                linecache.cache.pop(key, None)
+    with (
+        _artifacts_dropped(),
+        _new_keys_dropped(_sources(), also=linecache.cache),
+        _new_keys_dropped(_classes()),
+    ):
+        yield
 
 
 def modules_thinned() -> None:
@@ -55,6 +53,25 @@ def modules_thinned() -> None:
 def _sources() -> dict[str, str]:
     loader: Any = getattr(torch.fx.graph_module, "_loader", None)
     return getattr(loader, "eval_cache", {})
+
+
+def _classes() -> dict[type, bool]:
+    """Which classes can be pickled; every graph module has a class of its own."""
+    codecache = sys.modules.get("torch._inductor.codecache")
+    pickler: Any = getattr(codecache, "FxGraphCachePickler", None)
+    return getattr(pickler, "_pickleable_type_cache", {})
+
+
+@contextmanager
+def _new_keys_dropped(kept: dict[Any, Any], also: dict[Any, Any] | None = None) -> Iterator[None]:
+    before = set(kept)
+    try:
+        yield
+    finally:
+        for key in set(kept) - before:
+            kept.pop(key, None)
+            if also is not None:
+                also.pop(key, None)
 
 
 @contextmanager

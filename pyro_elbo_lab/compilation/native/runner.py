@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import cache
 from typing import Any, Protocol
 
@@ -75,7 +76,7 @@ def checked_runner(
     refill()  # an index that was never drawn may be out of bounds
     runner, reason = _runner_or_why_not(module, restored, refill, places)
     if runner is None:
-        runner = runner_of(module, restored())
+        runner = _Plain(module, restored())
     restored()
     return runner, reason
 
@@ -143,6 +144,11 @@ def compile_graph(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
     simplify(module)
     keep_failures(module)
     examples: list[Any] = [x.detach() for x in inputs]
+    # Every setting that PyTorch patches on its way stays in the context for ever: it gets its own.
+    return copy_context().run(_compiled, module, examples)
+
+
+def _compiled(module: fx.GraphModule, examples: Sequence[Tensor]) -> Compiled:
     with torch.no_grad(), as_written(), _silence(), internal("config").patch(_settings()):
         return internal("standalone_compile")(
             module, examples, dynamic_shapes="from_example_inputs"
@@ -185,8 +191,10 @@ def runner_of(compiled: Compiled, inputs: Sequence[Tensor]) -> Runner:
         inputs: the tensors that will hold its inputs at every run.
     """
     inputs = [x.detach() for x in inputs]
-    if any(x.device.type == "cuda" for x in inputs):
-        return _CudaGraph(compiled, inputs)
+    devices = {x.device.type for x in inputs}
+    if "cuda" in devices:
+        # A CUDA graph would keep for ever what the CPU had for it when it was captured.
+        return (_CudaGraph if devices == {"cuda"} else _Plain)(compiled, inputs)
     if isinstance(compiled, fx.GraphModule):
         return _Plain(compiled, inputs)
     try:

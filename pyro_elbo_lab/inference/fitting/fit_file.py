@@ -41,21 +41,23 @@ def write(path: str | Path, content: Mapping[str, Any]) -> None:
         fresh.write_bytes(buffer.getvalue())
 
 
-def read(path: str | Path) -> dict[str, Any]:
-    """Read what `write` has written, on the CPU.
+def read(path: str | Path, device: torch.device | None = None) -> dict[str, Any]:
+    """Read what `write` has written.
 
     Args:
         path: of the file.
+        device: where tensors go; if None to where they were, or to the CPU if that is not there.
 
     Raises:
         ValueError: the file is something else, or broken.
         OSError: it cannot be read: there is none, or it is a folder.
     """
     data = _bytes(Path(path))
+    place = _as_saved if device is None else device
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what the error says better
-            content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+            content = torch.load(io.BytesIO(data), weights_only=True, map_location=place)
     except Exception as error:  # of half a dozen kinds
         found = "it is empty" if not data else f"of its {len(data)} bytes: {_first_line(error)}"
         raise ValueError(
@@ -68,6 +70,10 @@ def read(path: str | Path) -> dict[str, Any]:
             f"'{path}' is not a file of Fit.save: {problem}. Pass the path that Fit.save was given."
         )
     return {"buffers": {}, **content}
+
+
+def _as_saved(storage: Any, location: str) -> Any:
+    return storage if location.startswith("cuda") and not torch.cuda.is_available() else None
 
 
 def _bytes(path: Path) -> bytes:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from pyro.infer import ELBO
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from pyro_elbo_lab.inference.fitting.batches import as_arguments
 from pyro_elbo_lab.inference.fitting.fit_file import read, write
@@ -189,6 +190,9 @@ class Fit:
     ) -> Fit:
         """Read a fit, and give the parameters of model and guide its values.
 
+        They go to the device of the first tensor among the arguments; without one to the device
+        that they were fitted on, or to the CPU where that is not present.
+
         Args:
             path: of the file.
             model: the model that was fitted.
@@ -204,8 +208,8 @@ class Fit:
             OSError: the file cannot be read.
         """
         check_objective(objective)
-        content = read(path)
-        losses = content.pop("losses").numpy()
+        content = read(path, _device_of(args, kwargs))
+        losses = content.pop("losses").cpu().numpy()
         learnt = Learnt(content.pop("parameters"), content.pop("buffers"))
         with gradients_on():
             set_up(guide, args, kwargs)
@@ -215,3 +219,8 @@ class Fit:
             losses=losses, guide=guide, objective=objective, _learnt=learnt, _model=model,
             _args=args, _kwargs=kwargs, **content,
         )  # fmt: skip
+
+
+def _device_of(*arguments: Any) -> torch.device | None:
+    tensors = (x for x in tree_leaves(arguments) if isinstance(x, Tensor))
+    return next((x.device for x in tensors), None)

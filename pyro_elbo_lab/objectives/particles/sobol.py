@@ -173,7 +173,13 @@ def gaussian_latents(
     return frozenset(found)
 
 
-def scrambled_sobol(num_points: int, num_nets: int, first: int, num_dims: int) -> Tensor:
+def scrambled_sobol(
+    num_points: int,
+    num_nets: int,
+    first: int,
+    num_dims: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """Independent scrambles of the first points of a Sobol sequence.
 
     Args:
@@ -181,6 +187,7 @@ def scrambled_sobol(num_points: int, num_nets: int, first: int, num_dims: int) -
         num_nets: R, the number of independent scrambles.
         first: the first dimension.
         num_dims: D; first + D is at most `MAX_DIMENSIONS`.
+        device: where they are drawn.
 
     Returns:
         (N, R, D) float64, each point uniform on (0, 1)^D, never 0 or 1.
@@ -192,20 +199,22 @@ def scrambled_sobol(num_points: int, num_nets: int, first: int, num_dims: int) -
     """
     num_digits = (num_points - 1).bit_length()
     capacity = min(MAX_DIMENSIONS, 1 << max(5, (first + num_dims - 1).bit_length()))
-    points = _sobol(num_points, num_digits, capacity)[:, None, first : first + num_dims]
-    scrambled = torch.randint(1 << DIGITS, (num_nets, num_dims)).expand(num_points, -1, -1)
+    place = torch.device(device)
+    points = _sobol(num_points, num_digits, capacity, place)[:, None, first : first + num_dims]
+    shifts = torch.randint(1 << DIGITS, (num_nets, num_dims), device=place)
+    scrambled = shifts.expand(num_points, -1, -1)
     for digit in range(num_digits):
         unit = 1 << (DIGITS - 1 - digit)
-        column = unit + torch.randint(unit, (num_nets, num_dims))
+        column = unit + torch.randint(unit, (num_nets, num_dims), device=place)
         scrambled = scrambled ^ ((points >> (num_digits - 1 - digit) & 1) * column)
     return (scrambled.double() + 0.5) / (1 << DIGITS)
 
 
 @lru_cache(maxsize=8)
-def _sobol(num_points: int, num_digits: int, num_dims: int) -> Tensor:
+def _sobol(num_points: int, num_digits: int, num_dims: int, device: torch.device) -> Tensor:
     """The leading binary digits of the unscrambled sequence as integers, (N, D)."""
     points = SobolEngine(num_dims).draw(num_points, dtype=torch.float64)
-    return (points * (1 << num_digits)).long()
+    return (points * (1 << num_digits)).long().to(device)
 
 
 class Nets:
@@ -232,14 +241,14 @@ class Nets:
         def replace(site: Site, call: int, blank: Tensor) -> Tensor:
             num = self.num_inner * self.num_outer
             if num == 1:
-                return self._of(site["name"], call, blank.numel()).reshape(blank.shape)
+                return self._of(site, call, blank, 1).reshape(blank.shape)
             if blank.shape[:1] != (num,) or _is_expanded(site["fn"]):
                 raise ValueError(
                     f"Latent '{site['name']}' draws noise of shape {tuple(blank.shape)}, expected "
                     f"its first dimension to be that of the {num} particles. Use "
                     "vectorize_particles=False or sampler='random'."
                 )
-            return self._of(site["name"], call, blank.numel() // num).reshape(blank.shape)
+            return self._of(site, call, blank, num).reshape(blank.shape)
 
         return _Noise(self.names, replace)
 
@@ -247,14 +256,16 @@ class Nets:
         """A handler that replaces the noise of one particle, inner * M + outer."""
 
         def replace(site: Site, call: int, blank: Tensor) -> Tensor:
-            return self._of(site["name"], call, blank.numel())[index].reshape(blank.shape)
+            return self._of(site, call, blank, 1)[index].reshape(blank.shape)
 
         return _Noise(self.names, replace)
 
-    def _of(self, name: str, call: int, num_dims: int) -> Tensor:
-        """The noise of all particles in one call of one site, (K * M, D)."""
+    def _of(self, site: Site, call: int, blank: Tensor, num_particles: int) -> Tensor:
+        """The noise of all particles in one call of one site, (K * M, D), for a tensor that holds
+        the noise of so many particles."""
+        name, num_dims = site["name"], blank.numel() // num_particles
         if (name, call) not in self._noise:
-            self._noise[name, call] = self._draw(name, num_dims)
+            self._noise[name, call] = self._draw(name, num_dims, blank.device)
         noise = self._noise[name, call]
         if noise.shape[1] != num_dims:
             raise ValueError(
@@ -263,15 +274,15 @@ class Nets:
             )
         return noise
 
-    def _draw(self, name: str, num_dims: int) -> Tensor:
+    def _draw(self, name: str, num_dims: int, device: torch.device) -> Tensor:
         K, M = self.num_inner, self.num_outer
         if name in self.placement.inner:
             first = self._take("inner", name, num_dims)
-            points = scrambled_sobol(K, M, first, num_dims)
+            points = scrambled_sobol(K, M, first, num_dims, device)
         else:
             copies = K if name in self.placement.local else 1
             first = self._take("outer", name, copies * num_dims)
-            points = scrambled_sobol(M, 1, first, copies * num_dims)
+            points = scrambled_sobol(M, 1, first, copies * num_dims, device)
             points = points.reshape(M, copies, num_dims).movedim(0, 1).expand(K, -1, -1)
         return torch.special.ndtri(points).reshape(K * M, num_dims)
 
