@@ -15,6 +15,7 @@ import pyro
 
 from pyro_elbo_lab.cli import model_checks
 from pyro_elbo_lab.programs import structure
+from pyro_elbo_lab.programs.pair import Pair
 from pyro_elbo_lab.programs.state import seeded
 
 Program = Callable[..., Any]
@@ -156,7 +157,7 @@ def _check_model(
 ) -> tuple[str, ...]:
     """Run the model once, and its exact draws; returns the names of its parameters."""
     with blaming(path, "the model failed"), seeded(0), pyro.get_param_store().scope():
-        trace, _ = structure.run(model, _no_guide, args, kwargs)
+        trace, _ = structure.run(Pair(model, _no_guide, args, kwargs))
         _refuse(path, model_checks.of_sites(trace.nodes))
         trace.compute_log_prob()
         if exact_draws is not None:

@@ -24,8 +24,9 @@ from pyro_elbo_lab.inference.nuts.potential import isolated, prepare
 from pyro_elbo_lab.inference.storage.files import remove
 from pyro_elbo_lab.inference.storage.folders import check_folder, filling, slug
 from pyro_elbo_lab.inference.trees.convert import from_guide
-from pyro_elbo_lab.objectives.particles.sampling import is_vectorizable
+from pyro_elbo_lab.objectives.particles.probe import is_vectorizable
 from pyro_elbo_lab.programs import structure
+from pyro_elbo_lab.programs.pair import Pair
 from pyro_elbo_lab.programs.state import seeded
 from pyro_elbo_lab.trust.comparison.sources import as_tree
 
@@ -67,7 +68,7 @@ def check_guide(file: ModelFile, name: str) -> tuple[str, ...]:
     values."""
     with blaming(file.path, f"guide {name!r} failed"), pyro.get_param_store().scope(), seeded(0):
         guide = specs.guide(name, file)
-        found, _ = structure.analyse(file.model, guide, file.args, file.kwargs)
+        found, *_ = structure.analyse(Pair(file.model, guide, file.args, file.kwargs))
     return tuple(found.points)
 
 
@@ -201,7 +202,7 @@ def save_figure(figure: Figure, stem: Path) -> None:
 
 def _loss(file: ModelFile, guide: Any, objective: specs.ObjectiveSpec) -> pyro.infer.ELBO:
     several = objective.num_particles > 1
-    vectorize = several and is_vectorizable(file.model, guide, file.args, file.kwargs)
+    vectorize = several and is_vectorizable(Pair(file.model, guide, file.args, file.kwargs))
     return objective.build(objective.num_particles, vectorize_particles=vectorize)
 
 

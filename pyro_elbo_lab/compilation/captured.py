@@ -4,7 +4,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 from unittest.mock import patch
@@ -30,6 +30,7 @@ from pyro_elbo_lab.compilation.watch.footprints import (
     refuse_footprints,
     refuse_what_is_too_much,
 )
+from pyro_elbo_lab.programs.pair import Pair
 from pyro_elbo_lab.programs.state import (
     foreign_random_states,
     gradients_on,
@@ -93,14 +94,7 @@ class Evaluation:
             data.append(torch.full_like(self.data[-1], kl_weight(objective)))
         return data
 
-    def difference(
-        self,
-        objective: ELBO,
-        model: Program,
-        guide: Program,
-        args: tuple,
-        kwargs: Mapping[str, Any],
-    ) -> str:
+    def difference(self, objective: ELBO, pair: Pair) -> str:
         """Compare the graph with an eager run that draws what the next call will draw.
 
         The random states are as before afterwards.
@@ -109,11 +103,11 @@ class Evaluation:
             The two losses if value or gradients differ by more than rounding, else nothing.
         """
         with random_states_kept():
-            found = self.run(self.data_for(objective, args, kwargs))
+            found = self.run(self.data_for(objective, pair.args, pair.kwargs))
 
         def eager() -> list[Tensor]:
             with random_states_kept():
-                return self.eager(objective, model, guide, args, dict(kwargs))
+                return self.eager(objective, pair)
 
         for _ in range(2):  # an objective that plans anew draws more than it uses
             expected = eager()
@@ -138,12 +132,9 @@ class Evaluation:
             found = list(self.graph.module(*inputs))
             return found + [x.clone() for x in self.graph.state]
 
-    def eager(
-        self, objective: ELBO, model: Program, guide: Program, args: tuple, kwargs: dict
-    ) -> list[Tensor]:
+    def eager(self, objective: ELBO, pair: Pair) -> list[Tensor]:
         """Run the program instead of the graph; returns what `run` returns."""
-        program = copy.copy(objective), model, guide, args, kwargs
-        return _present(_eager(program, self.leaves, self.graph.state))
+        return _present(_eager(copy.copy(objective), pair, self.leaves, self.graph.state))
 
     def is_for(self, arguments: Sequence[Any]) -> bool:
         """Whether the values of arguments that the program read as numbers are the same in these.
@@ -167,9 +158,7 @@ class Evaluation:
         ]
 
 
-def evaluate(
-    objective: ELBO, model: Program, guide: Program, args: tuple, kwargs: Mapping[str, Any]
-) -> Evaluation:
+def evaluate(objective: ELBO, pair: Pair) -> Evaluation:
     """Capture an objective, and compare the graph with eager runs before it is trusted.
 
     Value and gradients are compared under the same seed, at the parameters as they are and at
@@ -178,10 +167,7 @@ def evaluate(
 
     Args:
         objective: the loss.
-        model: a Pyro model.
-        guide: a Pyro guide.
-        args: positional arguments of both.
-        kwargs: keyword arguments of both.
+        pair: model and guide with their arguments.
 
     Raises:
         CaptureError: why this has to run eagerly.
@@ -191,18 +177,16 @@ def evaluate(
     if handler:
         raise CaptureError(f"a handler around the call, {handler}, may change what it does")
     with random_states_kept(), _store_kept(), gradients_on():
-        return _evaluate(objective, model, guide, args, dict(kwargs))
+        return _evaluate(objective, pair)
 
 
-def _evaluate(
-    objective: ELBO, model: Program, guide: Program, args: tuple, kwargs: dict
-) -> Evaluation:
+def _evaluate(objective: ELBO, pair: Pair) -> Evaluation:
     if not hasattr(objective, "differentiable_loss"):
         raise CaptureError(f"{type(objective).__name__} has no differentiable loss")
-    program = objective, model, guide, args, kwargs
+    model, guide, args, kwargs = pair.model, pair.guide, pair.args, dict(pair.kwargs)
     activity = Activity()
     with activity.recorded():
-        (names, leaves), state = first_run(lambda: _parameters(*program))
+        (names, leaves), state = first_run(lambda: _parameters(objective, pair))
     written = [x.tensor for x in state]
     if any(isinstance(x, Tensor) and x.requires_grad for x in tree_leaves((args, kwargs))):
         raise CaptureError("an argument requires a gradient, which only eager runs give. Detach it")
@@ -213,7 +197,7 @@ def _evaluate(
     def eager(seed: int, mine: ELBO | None = None) -> list[Tensor | None]:
         torch.manual_seed(seed)
         mine = copy.copy(objective) if mine is None else mine
-        return _eager((mine, model, guide, args, kwargs), leaves, written)
+        return _eager(mine, pair, leaves, written)
 
     before, store_before = foreign_random_states(), dict(pyro.get_param_store()._params)
     runs: list[list[Tensor | None]] = []
@@ -244,7 +228,8 @@ def _evaluate(
         own_args, own_kwargs = tree_unflatten(entries, spec)
         mine = _with_weight(objective, inputs[-1]) if scheduled else copy.copy(objective)
         with _pyro_keeps_tensors(objective), without_hooks(leaves):
-            values = _loss_and_gradients(mine, model, guide, own_args, own_kwargs, leaves)
+            own = replace(pair, args=own_args, kwargs=own_kwargs)
+            values = _loss_and_gradients(mine, own, leaves)
         return tuple(x for x in values if x is not None)
 
     graph = capture(function, leaves, data, written, moving=data[-1:] if scheduled else ())
@@ -267,22 +252,18 @@ def _refuse_writes(state: Sequence[State], inputs: Sequence[Any]) -> None:
             raise CaptureError(f"it writes to a parameter or an argument ({x.line})")
 
 
-def parameters(
-    objective: ELBO, model: Program, guide: Program, args: tuple, kwargs: dict
-) -> tuple[tuple[str, ...], list[Tensor]]:
+def parameters(objective: ELBO, pair: Pair) -> tuple[tuple[str, ...], list[Tensor]]:
     """Names and unconstrained values of the parameters that an objective reads.
 
     What every run writes to, running means of a BatchNorm layer, is as before afterwards.
     """
-    return first_run(lambda: _parameters(objective, model, guide, args, kwargs))[0]
+    return first_run(lambda: _parameters(objective, pair))[0]
 
 
-def _parameters(
-    objective: ELBO, model: Program, guide: Program, args: tuple, kwargs: dict
-) -> tuple[tuple[str, ...], list[Tensor]]:
+def _parameters(objective: ELBO, pair: Pair) -> tuple[tuple[str, ...], list[Tensor]]:
     with poutine.block(), poutine.trace(param_only=True) as captured, torch.no_grad():
         try:
-            copy.copy(objective).loss(model, guide, *args, **kwargs)
+            copy.copy(objective).loss(pair.model, pair.guide, *pair.args, **pair.kwargs)
         except NotImplementedError as error:
             reason = str(error).rstrip(".") or f"{type(objective).__name__} has no loss"
             raise CaptureError(reason) from error
@@ -335,25 +316,17 @@ def _device(leaves: Sequence[Tensor]) -> torch.device:
 
 
 def _eager(
-    program: tuple[ELBO, Program, Program, tuple, dict],
-    leaves: Sequence[Tensor],
-    state: Sequence[Tensor],
+    objective: ELBO, pair: Pair, leaves: Sequence[Tensor], state: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    objective, model, guide, args, kwargs = program
     with poutine.block(), unvalidated(), without_hooks(leaves), put_back(state):
-        values = _loss_and_gradients(objective, model, guide, args, kwargs, leaves)
+        values = _loss_and_gradients(objective, pair, leaves)
         return values + [x.clone() for x in state]
 
 
 def _loss_and_gradients(
-    objective: ELBO,
-    model: Program,
-    guide: Program,
-    args: tuple,
-    kwargs: dict,
-    leaves: Sequence[Tensor],
+    objective: ELBO, pair: Pair, leaves: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    loss = objective.differentiable_loss(model, guide, *args, **kwargs)
+    loss = objective.differentiable_loss(pair.model, pair.guide, *pair.args, **pair.kwargs)
     if not isinstance(loss, Tensor):
         raise CaptureError("the loss does not depend on a tensor")
     trained = [leaf for leaf in leaves if leaf.requires_grad]

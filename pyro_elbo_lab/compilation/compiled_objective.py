@@ -3,7 +3,7 @@
 import math
 import operator
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -25,11 +25,11 @@ from pyro_elbo_lab.compilation.native.runner import Runner, checked_runner, runn
 from pyro_elbo_lab.compilation.watch.environment import Snapshot, contents
 from pyro_elbo_lab.compilation.watch.footprints import refuse_what_is_too_much
 from pyro_elbo_lab.programs.messages import warn
+from pyro_elbo_lab.programs.pair import Pair, Program
 from pyro_elbo_lab.programs.state import gradients_on, random_states_kept
 
 __all__ = ["CompiledELBO", "compiled"]
 
-Program = Callable[..., Any]
 Backend = Literal["inductor", "graph"]
 
 MOST_GRAPHS = 8
@@ -125,7 +125,7 @@ class _Compiled:
 
 
 @dataclass
-class _Pair:
+class _History:
     """What is known about a model and guide.
 
     Attributes:
@@ -167,6 +167,9 @@ class _Last:
         )
 
 
+Histories = WeakKeyDictionary[Any, WeakKeyDictionary[Any, _History]]
+
+
 class CompiledELBO(ELBO):
     """See `compiled`.
 
@@ -180,17 +183,17 @@ class CompiledELBO(ELBO):
         super().__init__(num_particles=objective.num_particles)
         self.objective = objective
         self.backend = backend
-        self._pairs: WeakKeyDictionary[Any, WeakKeyDictionary[Any, _Pair]] = WeakKeyDictionary()
+        self._histories: Histories = WeakKeyDictionary()
         self._last: _Last | None = None
 
     def __repr__(self) -> str:
         return f"compiled({self.objective!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pairs": None, "_last": None}
+        return {**self.__dict__, "_histories": None, "_last": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _pairs=WeakKeyDictionary())
+        self.__dict__.update(state, _histories=WeakKeyDictionary())
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss, eagerly: it is the gradients that are compiled."""
@@ -224,8 +227,9 @@ class CompiledELBO(ELBO):
 
     def status(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> str:
         """What a call with these arguments runs: "captured", or "eager: " and the reason."""
-        graph, pair = self._ready(model, guide, args, kwargs), self._pair(model, guide)
-        reason = pair.reason or (pair.others if graph is None else "")
+        graph = self._ready(model, guide, args, kwargs)
+        history = self._history(model, guide)
+        reason = history.reason or (history.others if graph is None else "")
         return f"eager: {reason}" if reason else "captured"
 
     def explain(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Any:
@@ -237,10 +241,10 @@ class CompiledELBO(ELBO):
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("the objective draws its particles itself")
 
-    def _pair(self, model: Program, guide: Program) -> _Pair:
-        guides = self._pairs.setdefault(model, WeakKeyDictionary())
+    def _history(self, model: Program, guide: Program) -> _History:
+        guides = self._histories.setdefault(model, WeakKeyDictionary())
         if guide not in guides:
-            guides[guide] = _Pair()
+            guides[guide] = _History()
         return guides[guide]
 
     def _ready(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> _Compiled | None:
@@ -256,80 +260,76 @@ class CompiledELBO(ELBO):
                 _announce(graph.evaluation)
                 return graph
             graph.calls -= 1
-        return self._find(model, guide, args, kwargs)
+        return self._find(Pair(model, guide, args, kwargs))
 
-    def _find(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> _Compiled | None:
-        pair = self._pair(model, guide)
-        if pair.reason:
+    def _find(self, pair: Pair) -> _Compiled | None:
+        history = self._history(pair.model, pair.guide)
+        if history.reason:
             return None
         try:
-            graph = self._graph(pair, model, guide, args, kwargs)
+            graph = self._graph(history, pair)
             if graph is None:
                 return None
-            self._bind(graph, args, kwargs)
+            self._bind(graph, pair.args, pair.kwargs)
             graph.calls += 1
             if graph.calls > 1 and _is_due(graph.calls):
-                self._check(graph, model, guide, args, kwargs)
+                self._check(graph, pair)
         except CaptureError as error:
-            pair.reason = str(error)
-            pair.graphs.clear()
+            history.reason = str(error)
+            history.graphs.clear()
             self._last = None
             warn(f"{self.objective!r} runs eagerly: {error}.")
             return None
         self._last = None
-        if all(isinstance(x, Tensor | bool | int | float | None) for x in args):
-            self._last = _Last(model, guide, args, _mode(), graph)
+        if all(isinstance(x, Tensor | bool | int | float | None) for x in pair.args):
+            self._last = _Last(pair.model, pair.guide, pair.args, _mode(), graph)
         _announce(graph.evaluation)
         return graph
 
-    def _graph(
-        self, pair: _Pair, model: Program, guide: Program, args: tuple, kwargs: dict
-    ) -> _Compiled | None:
+    def _graph(self, history: _History, pair: Pair) -> _Compiled | None:
         """The graph that is valid now, captured if there is none; None if there are too many for
         values that the program reads."""
-        arguments = _flat(args, kwargs)
+        arguments = _flat(pair.args, pair.kwargs)
         with refuse_what_is_too_much():
-            key = signature(args, kwargs, model, guide)
-        known = pair.graphs.get(key, [])
+            key = signature(pair)
+        known = history.graphs.get(key, [])
         around = handler_around()
         valid = [] if around else [graph for graph in known if graph.is_valid(arguments)]
         if valid:
             return valid[-1]
         present = [graph for graph in known if not around and graph.is_present()]
         if len(present) >= MOST_READINGS:
-            self._refuse_readings(pair, present)
+            self._refuse_readings(history, present)
             return None
         if known and not present:
-            _refuse_restlessness(pair, known[-1])
+            _refuse_restlessness(history, known[-1])
         elif not known:
-            _refuse_restless_arguments(pair, key)
-        graph = self._capture(pair, model, guide, args, kwargs)
+            _refuse_restless_arguments(history, key)
+        graph = self._capture(history, pair)
         kept = [x for x in known if x.still_has(x.evaluation.present())]
         # the program may have set up things only now, which an argument's contents show
-        pair.graphs[signature(args, kwargs, model, guide)] = [*kept, graph]
-        while len(pair.graphs) > MOST_GRAPHS:
-            pair.graphs.popitem(last=False)
+        history.graphs[signature(pair)] = [*kept, graph]
+        while len(history.graphs) > MOST_GRAPHS:
+            history.graphs.popitem(last=False)
         return graph
 
-    def _refuse_readings(self, pair: _Pair, graphs: Sequence[_Compiled]) -> None:
-        if not pair.others:
+    def _refuse_readings(self, history: _History, graphs: Sequence[_Compiled]) -> None:
+        if not history.others:
             changed = graphs[-1].evaluation.graph.reads.changed
-            pair.others = (
+            history.others = (
                 f"{MOST_READINGS} graphs were captured for as many values of what it reads as a "
                 f"Python number or a shape ({changed})"
             )
-            warn(f"{self.objective!r} runs eagerly: {pair.others}.")
+            warn(f"{self.objective!r} runs eagerly: {history.others}.")
 
-    def _capture(
-        self, pair: _Pair, model: Program, guide: Program, args: tuple, kwargs: dict
-    ) -> _Compiled:
-        pair.captured += 1
-        if pair.captured > 4 * MOST_GRAPHS:
+    def _capture(self, history: _History, pair: Pair) -> _Compiled:
+        history.captured += 1
+        if history.captured > 4 * MOST_GRAPHS:
             raise CaptureError(
                 f"{4 * MOST_GRAPHS} graphs were captured for one model and guide: its arguments' "
                 "shapes or its parameters change all the time. Pass batches of one size"
             )
-        evaluation = evaluate(self.objective, model, guide, args, kwargs)
+        evaluation = evaluate(self.objective, pair)
         noise = evaluation.graph.noise.allocate()
         data = [x.clone(memory_format=torch.preserve_format) for x in evaluation.data]
         inputs = [*evaluation.leaves, *data, *evaluation.graph.constants, *noise]
@@ -346,7 +346,7 @@ class CompiledELBO(ELBO):
             warn(f"{self.objective!r} runs as a graph, uncompiled: {why}.")
         return _Compiled(evaluation, runner, data, noise, _condition(evaluation))
 
-    def _bind(self, graph: _Compiled, args: tuple, kwargs: dict) -> None:
+    def _bind(self, graph: _Compiled, args: tuple, kwargs: Mapping[str, Any]) -> None:
         tensors = [x for x in _flat(args, kwargs) if isinstance(x, Tensor)]
         if not _same(tensors, graph.seen):
             with torch.no_grad():
@@ -371,11 +371,9 @@ class CompiledELBO(ELBO):
             )
         return number, gradients
 
-    def _check(
-        self, graph: _Compiled, model: Program, guide: Program, args: tuple, kwargs: dict
-    ) -> None:
+    def _check(self, graph: _Compiled, pair: Pair) -> None:
         """Compare the graph with an eager run that draws what the next call will draw."""
-        difference = graph.evaluation.difference(self.objective, model, guide, args, kwargs)
+        difference = graph.evaluation.difference(self.objective, pair)
         if difference:
             raise CaptureError(
                 f"at call {graph.calls} the graph did not repeat an eager run ({difference}): "
@@ -400,37 +398,37 @@ def _announce(evaluation: Evaluation) -> None:
             pyro.param(name)
 
 
-def _refuse_restlessness(pair: _Pair, last: _Compiled) -> None:
+def _refuse_restlessness(history: _History, last: _Compiled) -> None:
     """Nothing is captured again and again.
 
     Args:
-        pair: counts.
+        history: counts.
         last: the graph that is not valid any more.
 
     Raises:
         CaptureError: it has been too often already.
     """
     changed = last.evaluation.numbers.changed()
-    pair.changed += bool(changed)
-    if changed and pair.changed > MOST_CHANGES:
+    history.changed += bool(changed)
+    if changed and history.changed > MOST_CHANGES:
         raise CaptureError(
-            f"'{changed[0]}', which it may read, has changed {pair.changed} times. Pass what "
+            f"'{changed[0]}', which it may read, has changed {history.changed} times. Pass what "
             "changes as a tensor argument"
         )
     soon = _LONG if last.is_of(last.evaluation.present()) else 3
-    pair.moved += not changed and last.calls < soon
-    if pair.moved > MOST_CHANGES:
+    history.moved += not changed and last.calls < soon
+    if history.moved > MOST_CHANGES:
         raise CaptureError(
             "parameters, tensors that it holds, or their memory (`.data =`) are replaced all the "
             "time. Copy new values into them instead"
         )
 
 
-def _refuse_restless_arguments(pair: _Pair, key: Any) -> None:
+def _refuse_restless_arguments(history: _History, key: Any) -> None:
     """Raises:
     CaptureError: Python arguments have had many values already.
     """
-    alike = [other for other in pair.graphs if _without_values(other) == _without_values(key)]
+    alike = [other for other in history.graphs if _without_values(other) == _without_values(key)]
     real = any(kind[0] is float for kind in key[1] if len(kind) == 2)
     if len(alike) <= (MOST_CHANGES if real else MOST_GRAPHS - 1):
         return
@@ -471,24 +469,23 @@ def _same(tensors: Sequence[Tensor], seen: Sequence[tuple[Tensor, int, int]]) ->
     )
 
 
-def _flat(args: tuple, kwargs: dict) -> list[Any]:
+def _flat(args: tuple, kwargs: Mapping[str, Any]) -> list[Any]:
     if not kwargs and all(isinstance(x, Tensor) for x in args):
         return list(args)
-    return tree_flatten((args, kwargs))[0]
+    return tree_flatten((args, dict(kwargs)))[0]
 
 
-def signature(
-    args: tuple, kwargs: dict, model: Program, guide: Program, around: Snapshot = ()
-) -> Any:
+def signature(pair: Pair, around: Snapshot = ()) -> Any:
     """What a graph is valid for: two calls with equal signatures can share one."""
+    args, kwargs = pair.args, pair.kwargs
     flat: Any = args
     spec: Any = len(args)
     if kwargs or not all(isinstance(x, Tensor) for x in args):
-        flat, spec = tree_flatten((args, kwargs))
+        flat, spec = tree_flatten((args, dict(kwargs)))
     return (
         spec,
         tuple([_kind(x) for x in flat]),
-        tuple([p.training for p in (model, guide) if isinstance(p, nn.Module)]),
+        tuple([p.training for p in (pair.model, pair.guide) if isinstance(p, nn.Module)]),
         _mode(),
         around,
     )

@@ -21,19 +21,19 @@ from pyro_elbo_lab.objectives.explanation import Explanation, Row
 from pyro_elbo_lab.objectives.gradients.mixture import Mixture, mixture_surrogate, mixture_value
 from pyro_elbo_lab.objectives.gradients.unbiased import UNBIASED, Choice, Gradient, Method
 from pyro_elbo_lab.objectives.particles import sobol
-from pyro_elbo_lab.objectives.particles.independence import latent_between_cells
 from pyro_elbo_lab.objectives.particles.layout import Layout, joint, lay_out, linear
+from pyro_elbo_lab.objectives.particles.probe import Probe
 from pyro_elbo_lab.objectives.particles.sampling import (
     DeeperPlatesError,
+    Drawing,
     StructureChangedError,
     draw,
-    is_vectorizable,
     repeat,
     run_particles,
     sites_vary,
     sort_runs,
 )
-from pyro_elbo_lab.objectives.particles.scored import Particles, Run, Stack, find_nan
+from pyro_elbo_lab.objectives.particles.scored import Particles, Run, find_nan
 from pyro_elbo_lab.objectives.particles.sobol import SAMPLERS, Sampler
 from pyro_elbo_lab.objectives.plans import Plan, Plans, Route
 from pyro_elbo_lab.objectives.schedules import checked_weight
@@ -42,13 +42,14 @@ from pyro_elbo_lab.programs.arguments import check_nesting, integer
 from pyro_elbo_lab.programs.branches import Branch
 from pyro_elbo_lab.programs.enumeration import is_enumerated
 from pyro_elbo_lab.programs.messages import warn
+from pyro_elbo_lab.programs.pair import Pair, Program
 from pyro_elbo_lab.programs.state import gradients_on
 from pyro_elbo_lab.programs.structure import (
     PARTICLE_PLATE,
     Again,
+    Analysis,
     FactorKey,
     NoAverageError,
-    Program,
     Recall,
     Site,
     Structure,
@@ -67,7 +68,7 @@ from pyro_elbo_lab.programs.structure import (
 LocalPlates = str | tuple[str, ...]
 Weights = Literal["cells", "complete", "joint"]
 KLWeight = float | Callable[[int], float | Tensor]
-OwnTerm = Callable[[Program, Program, tuple, dict], Tensor]
+OwnTerm = Callable[[Pair], Tensor]
 Draw = Callable[..., Particles]
 Source = Callable[[Draw, Structure, Program], Particles]
 
@@ -75,7 +76,6 @@ Source = Callable[[Draw, Structure, Program], Particles]
 FindRoutes = Callable[[Structure, Mapping[FactorKey, Site]], Mapping[str, Route]]
 
 
-_Pair = tuple[Program, Program, tuple, dict]
 _MOST_TRIES = 4
 
 
@@ -131,7 +131,8 @@ class Objective(ELBO):
             gradient evaluations so far, see `schedules`.
         source: (draw, structure, guide) -> particles, where draw() gives those of the guide and
             draw(given=values) scores other values.
-        own_term: (model, guide, args, kwargs) -> a term that is added to what is maximised.
+        own_term: from model and guide with their arguments, a `Pair`, to a term that is added to
+            what is maximised.
         find_routes: exact expectations in place of Monte Carlo terms (linear bounds only).
         sampler: "random", or "sobol" for scrambled Sobol points in place of the guide's Gaussian
             noise, which lowers the variance of averages over many particles (powers of 2 are
@@ -244,7 +245,7 @@ class Objective(ELBO):
             ValueError: a NaN, with the site that has it; a guide that does not fit the model.
         """
         with torch.no_grad():
-            return self._loss(self._evaluate(model, guide, args, kwargs))
+            return self._loss(self._evaluate(Pair(model, guide, args, kwargs)))
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss; its gradients are added to the parameters' `.grad`.
@@ -254,9 +255,10 @@ class Objective(ELBO):
         if not torch.is_grad_enabled():
             with gradients_on():
                 return self.loss_and_grads(model, guide, *args, **kwargs)
-        evaluation = self._evaluate(model, guide, args, kwargs)
+        pair = Pair(model, guide, args, kwargs)
+        evaluation = self._evaluate(pair)
         loss = self._loss(evaluation)
-        surrogate = self._surrogate(evaluation, model, guide, args, kwargs)
+        surrogate = self._surrogate(evaluation, pair)
         if surrogate.requires_grad:
             (-surrogate).backward(retain_graph=self.retain_graph)
         return loss
@@ -268,8 +270,9 @@ class Objective(ELBO):
 
         Takes and raises what `loss` does.
         """
-        evaluation = self._evaluate(model, guide, args, kwargs)
-        surrogate = self._surrogate(evaluation, model, guide, args, kwargs)
+        pair = Pair(model, guide, args, kwargs)
+        evaluation = self._evaluate(pair)
+        surrogate = self._surrogate(evaluation, pair)
         loss = -self.target.sign * self._value(evaluation).detach()
         return loss - (surrogate - surrogate.detach())
 
@@ -281,8 +284,9 @@ class Objective(ELBO):
         Returns:
             A table to print.
         """
-        plans = self._plans_of(model, guide, args, kwargs)
-        plan = self._first_plan((model, guide, args, kwargs), plans.branching, plans.drawn)
+        pair = Pair(model, guide, args, kwargs)
+        plans = self._plans_of(pair)
+        plan = self._first_plan(pair, plans.branching, plans.drawn)
         plans.keep(plan)
         rows = [_explain_average(plan, name) for name in plan.structure.averaged]
         rows += [self._explain_latent(plan, name) for name in plan.structure.latents]
@@ -340,9 +344,7 @@ class Objective(ELBO):
             return mixture_value(mixture, self.target)
         return value(evaluation.parts[0], self.target)
 
-    def _surrogate(
-        self, evaluation: _Evaluation, model: Program, guide: Program, args: tuple, kwargs: dict
-    ) -> Tensor:
+    def _surrogate(self, evaluation: _Evaluation, pair: Pair) -> Tensor:
         self.num_gradients += 1
         if mixture := evaluation.mixture:
             surrogate = mixture_surrogate(mixture, self.target)
@@ -353,23 +355,22 @@ class Objective(ELBO):
             if evaluation.share is not None:
                 surrogate = evaluation.share * torch.stack(terms).sum()
         if self.own_term:
-            surrogate = surrogate + self.own_term(model, guide, args, kwargs)
+            surrogate = surrogate + self.own_term(pair)
         return surrogate
 
-    def _evaluate(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> _Evaluation:
-        program = model, guide, args, kwargs
-        plans = self._plans_of(*program)
+    def _evaluate(self, pair: Pair) -> _Evaluation:
+        plans = self._plans_of(pair)
         if not self._takes_any_sites():
-            return self._evaluate_fixed(plans, program)
+            return self._evaluate_fixed(plans, pair)
         random_state = torch.get_rng_state()
         if not plans.branches:
-            whole = self._evaluate_until_planned(plans, program, Branch(), self.num_outer)
+            whole = self._evaluate_until_planned(plans, pair, Branch(), self.num_outer)
             if not plans.branches:
                 return whole
             torch.set_rng_state(random_state)  # the structure has changed: with branches now
-        return self._evaluate_branches(plans, program)
+        return self._evaluate_branches(plans, pair)
 
-    def _evaluate_branches(self, plans: Plans, program: _Pair) -> _Evaluation:
+    def _evaluate_branches(self, plans: Plans, pair: Pair) -> _Evaluation:
         """The terms of every branch of every run of a guide with sites that are enumerated
         sequentially."""
         num_runs = 1 if self.vectorize_particles else self.num_outer
@@ -381,27 +382,27 @@ class Objective(ELBO):
             while branch is not None:
                 with Recall(subsamples):
                     num_outer = self.num_outer // num_runs
-                    one = self._evaluate_until_planned(plans, program, branch, num_outer)
+                    one = self._evaluate_until_planned(plans, pair, branch, num_outer)
                 found.append(one)
                 subsamples = one.parts[0].runs[0].recalled | subsamples
                 branch = branch.next()
         if plans.drawn != drawn:  # the first branches enumerate what later ones have to draw
-            return self._evaluate_branches(plans, program)
+            return self._evaluate_branches(plans, pair)
         parts = tuple(part for one in found for part in one.parts)
         plan_of_parts = tuple(plan for one in found for plan in one.plans)
         return _Evaluation(parts, plan_of_parts, share=1 / num_runs)
 
     def _evaluate_until_planned(
-        self, plans: Plans, program: _Pair, branch: Branch, num_outer: int
+        self, plans: Plans, pair: Pair, branch: Branch, num_outer: int
     ) -> _Evaluation:
         for _ in range(_MOST_TRIES):
             branch.drawn = plans.drawn
             try:
-                return self._evaluate_any(plans, program, branch, num_outer)
+                return self._evaluate_any(plans, pair, branch, num_outer)
             except DeeperPlatesError as error:
                 plans.nesting = error.nesting
             except NoAverageError as error:
-                plans.keep(self._first_plan(program, plans.branching, plans.drawn, error.found))
+                plans.keep(self._first_plan(pair, plans.branching, plans.drawn, error.found))
             except _PlanAnewError:
                 pass
         raise ValueError(
@@ -413,82 +414,69 @@ class Objective(ELBO):
         """Whether particles may differ in their sites: their latents are prepared one by one."""
         return self.method is UNBIASED and self.source is None and self.sampler == "random"
 
-    def _evaluate_fixed(self, plans: Plans, program: _Pair) -> _Evaluation:
+    def _evaluate_fixed(self, plans: Plans, pair: Pair) -> _Evaluation:
         try:
-            return self._evaluate_as(plans, plans.latest, program)
+            return self._evaluate_as(plans, plans.latest, pair)
         except StructureChangedError:  # other arguments, perhaps
-            plans.keep(self._first_plan(program))
+            plans.keep(self._first_plan(pair))
         try:
-            return self._evaluate_as(plans, plans.latest, program)
+            return self._evaluate_as(plans, plans.latest, pair)
         except StructureChangedError as error:
             raise ValueError(f"{self.name}: {error} StandardELBO takes them as they are.") from None
 
-    def _evaluate_as(self, plans: Plans, plan: Plan, program: _Pair) -> _Evaluation:
-        particles = partial(
-            draw,
-            *program,
-            expectations=plan.expectations,
-            scored=self._scored(plan),
-            **self._options(plans, plan, self.num_outer),
-        )
+    def _evaluate_as(self, plans: Plans, plan: Plan, pair: Pair) -> _Evaluation:
+        particles = partial(draw, pair, self._drawing(plans, plan, self.num_outer))
         if not self.source:
             return _Evaluation((particles(),), (plan,))
-        return _Evaluation((self.source(particles, plan.structure, program[1]),), (plan,))
+        return _Evaluation((self.source(particles, plan.structure, pair.guide),), (plan,))
 
     def _evaluate_any(
-        self, plans: Plans, program: _Pair, branch: Branch, num_outer: int
+        self, plans: Plans, pair: Pair, branch: Branch, num_outer: int
     ) -> _Evaluation:
         first = plans.latest
         averages = plans.averages
-        done = run_particles(
-            *program,
-            meet=partial(self._meet, plans),
-            branch=branch if averages else None,
-            **self._options(plans, first, num_outer),
-        )
+        how = self._drawing(plans, first, num_outer)
+        meet = partial(self._meet, plans)
+        done = run_particles(pair, replace(how, meet=meet, branch=branch if averages else None))
         number = len(plans)
-        own = tuple(self._plan_of(run, plans, program, branch) for run in done.runs)
+        own = tuple(self._plan_of(run, plans, pair, branch) for run in done.runs)
         if plans.averages and not averages:
             raise _PlanAnewError
         plan = plans.latest = own[-1]
         differ = any(other is not plan for other in own)
         if differ or len(plans) > number:
-            self._branch(plans, program, certain=differ)
+            self._branch(plans, pair, certain=differ)
         if differ and any(plan.has_cells for plan in own):
             raise self._no_cells(own)
         if not all(other is first or self._is_prepared(other, first) for other in own):
             raise _PlanAnewError
         if not differ:
-            return _Evaluation((self._sorted(done.runs, plan, done.stack),), (plan,))
+            how = self._drawing(plans, plan, num_outer)
+            return _Evaluation((sort_runs(done.runs, done.stack, how),), (plan,))
         alone = replace(done.stack, num_inner=1, num_outer=1)
-        pairs = zip(done.runs, own, strict=True)
-        return _Evaluation(tuple(self._sorted((run,), plan, alone) for run, plan in pairs), own)
+        parts = (
+            sort_runs((run,), alone, self._drawing(plans, plan, 1))
+            for run, plan in zip(done.runs, own, strict=True)
+        )
+        return _Evaluation(tuple(parts), own)
 
-    def _sorted(self, runs: tuple[Run, ...], plan: Plan, stack: Stack) -> Particles:
-        return sort_runs(
-            runs,
+    def _drawing(self, plans: Plans, plan: Plan, num_outer: int) -> Drawing:
+        return Drawing(
             plan.structure,
             plan.layout,
-            stack,
-            plan.expectations,
+            num_inner=self.num_inner,
+            num_outer=num_outer,
+            vectorize=self.vectorize_particles,
+            max_plate_nesting=max(self._least_nesting, plans.nesting),
+            sums=plans.sums,
+            detached=plan.latents_with("score", "wake", "dice"),
+            refreshed=self._refreshed(plan),
+            latent_scale=self._latent_scale(),
+            sobol=plan.sobol,
+            expectations=plan.expectations,
             dice=plan.latents_with("dice"),
             scored=self._scored(plan),
         )
-
-    def _options(self, plans: Plans, plan: Plan, num_outer: int) -> dict[str, Any]:
-        return {
-            "structure": plan.structure,
-            "layout": plan.layout,
-            "num_inner": self.num_inner,
-            "num_outer": num_outer,
-            "vectorize": self.vectorize_particles,
-            "max_plate_nesting": max(self._least_nesting, plans.nesting),
-            "sums": plans.sums,
-            "detached": plan.latents_with("score", "wake", "dice"),
-            "refreshed": self._refreshed(plan),
-            "latent_scale": self._latent_scale(),
-            "sobol": plan.sobol,
-        }
 
     def _meet(self, plans: Plans, site: Site) -> Literal["detached", "refreshed", ""]:
         """How to prepare a latent that no plan has told of."""
@@ -498,14 +486,14 @@ class Objective(ELBO):
         once = self._is_linear() or self.gradient == "pathwise"
         return "" if once or not is_evaluable(site) else "refreshed"
 
-    def _plan_of(self, run: Run, plans: Plans, program: _Pair, branch: Branch) -> Plan:
+    def _plan_of(self, run: Run, plans: Plans, pair: Pair, branch: Branch) -> Plan:
         found = signature(run.sites)
         if found == plans.latest.structure.signature:
             return plans.latest
         plan = plans.recall(found)
         if plan is None:
             before = plans.latest
-            plan = self._make_plan(*program, run, plans.branching, branch)
+            plan = self._make_plan(pair, run, plans.branching, branch)
             plans.keep(plan)
             if plan.structure.signature != found:  # it asks for sums, which this run had not
                 plans.sums = True
@@ -523,14 +511,14 @@ class Objective(ELBO):
             if name in first.choices
         ) and (self.num_inner == 1 or all(plan.shares(n) == first.shares(n) for n in plan.choices))
 
-    def _branch(self, plans: Plans, program: _Pair, certain: bool) -> None:
+    def _branch(self, plans: Plans, pair: Pair, certain: bool) -> None:
         """Give the score-function estimator, from the next evaluation on, to latents that sites
         depend on: the derivative of a value that jumps says nothing of the jumps."""
         latents, escaped = plans.latest.structure.latents, plans.latest.structure.escaped
         suspects = {n for n in escaped - plans.branching if latents[n].reparameterized}
         if self.gradient != "auto" or not suspects:
             return
-        if certain or sites_vary(*program):
+        if certain or sites_vary(pair):
             plans.branching |= suspects
             plans.revise(lambda plan: self._chosen(plan, plans.branching))
 
@@ -557,40 +545,41 @@ class Objective(ELBO):
             return self.kl_weight
         return self.kl_weight(self.num_gradients)
 
-    def _plans_of(self, model: Program, guide: Program, args: tuple, kwargs: dict) -> Plans:
+    def _plans_of(self, pair: Pair) -> Plans:
         try:
-            known = self._plans.get(model, WeakKeyDictionary()).get(guide)
+            known = self._plans.get(pair.model, WeakKeyDictionary()).get(pair.guide)
         except TypeError:  # not weakly referable: planned anew every time
             known = None
         if known:
             return known
-        plans = Plans(self._first_plan((model, guide, args, kwargs)))
-        self._warn_of_mixed_particles(plans.latest.structure, model, guide, args, kwargs)
-        self._branch(plans, (model, guide, args, kwargs), certain=False)
+        plans = Plans(self._first_plan(pair, checking=True))
+        self._branch(plans, pair, certain=False)
         with suppress(TypeError):  # as above
-            self._plans.setdefault(model, WeakKeyDictionary())[guide] = plans
+            self._plans.setdefault(pair.model, WeakKeyDictionary())[pair.guide] = plans
         return plans
 
     def _first_plan(
         self,
-        program: _Pair,
+        pair: Pair,
         branching: frozenset[str] = frozenset(),
         drawn: frozenset[str] = frozenset(),
         unaveraged: Mapping[str, str] | None = None,
+        checking: bool = False,
     ) -> Plan:
         """A plan without a run that it is for. What cannot be averaged is drawn, with a warning.
 
         Args:
-            program: model, guide and their arguments.
+            pair: model and guide with their arguments.
             branching: latents on which the program branches.
             drawn: sites that are known to have to be drawn.
             unaveraged: further ones, with the reasons.
+            checking: warn where vectorised particles do not score as they do one by one.
         """
         reasons = dict(unaveraged or {})
         while True:
             branch = Branch(drawn=drawn | reasons.keys())
             try:
-                plan = self._make_plan(*program, branching=branching, branch=branch)
+                plan = self._make_plan(pair, None, branching, branch, checking)
             except NoAverageError as error:
                 reasons |= error.found
             else:
@@ -602,59 +591,64 @@ class Objective(ELBO):
 
     def _make_plan(
         self,
-        model: Program,
-        guide: Program,
-        args: tuple,
-        kwargs: dict,
+        pair: Pair,
         run: Run | None = None,
         branching: frozenset[str] = frozenset(),
         branch: Branch | None = None,
+        checking: bool = False,
     ) -> Plan:
-        program = model, guide, args, kwargs
         recall = {} if run is None else run.recalled | self._draws_of(run)
         path = Branch(branch.path, drawn=branch.drawn) if branch else Branch()
         try:
-            structure, sites = analyse(*program, recall, lenient=self._is_linear(), branch=path)
+            found = analyse(pair, recall, lenient=self._is_linear(), branch=path)
         except NotImplementedError:
             raise
         except (AssertionError, RuntimeError, IndexError) as error:  # only its own shapes fit
-            run = run or self._first_run(program, path, error)
-            again = self._repeat(program, run, path)
-            structure = assume(run.sites, path.drawn, model, again, recall | run.recalled)
-            sites = dict(run.sites)
+            run = run or self._first_run(pair, path, error)
+            again = self._repeat(pair, run, path)
+            recall = recall | run.recalled
+            structure = assume(run.sites, path.drawn, pair.model, again, recall)
+            found, checking = Analysis(structure, dict(run.sites), recall, {}), False
+        structure, sites = found.structure, found.sites
         if run and structure.signature != signature(run.sites) and not _lacks_sums(run, structure):
             structure, sites = assume(run.sites, path.drawn), dict(run.sites)
         if structure.averaged or structure.drawn:
             self._check_averages(structure, sites)
-        layout = self._lay_out(structure, program, recall)
+        checking = checking and self._may_mix(structure)
+        known = Probe(pair, found._replace(structure=structure, sites=sites), crowded=checking)
+        layout = self._lay_out(known)
+        if checking and not known.vectorizable:
+            self._warn_of_mixed_particles()
         routes = self.find_routes(structure, sites) if self.find_routes else {}
         plan = self._chosen(Plan(structure, layout, {}, routes, None), branching)
         if self.sampler == "sobol":
             numbers = self.num_inner, self.num_outer
-            placed = sobol.place(structure, layout, plan.choices, *numbers, program)
+            placed = sobol.place(structure, layout, plan.choices, *numbers, pair)
             plan = replace(plan, sobol=placed)
         return plan
 
-    def _first_run(self, program: _Pair, branch: Branch, error: Exception) -> Run:
+    def _first_run(self, pair: Pair, branch: Branch, error: Exception) -> Run:
         """A run as it will be, of which nothing is known before."""
         if not self._takes_any_sites():
             raise error
         with aside(), self._naming_nesting():
-            done = run_particles(
-                *program,
-                structure=assume({}),
-                layout=linear(),
-                num_inner=self.num_inner,
-                num_outer=self.num_outer,
-                vectorize=self.vectorize_particles,
-                max_plate_nesting=self._least_nesting,
-                sums=True,
-                branch=branch,
-            )
+            done = run_particles(pair, self._unplanned(self._least_nesting, branch))
         (run, *_) = done.runs
         if not are_paired(run.sites):
             raise error
         return run
+
+    def _unplanned(self, nesting: int, branch: Branch) -> Drawing:
+        return Drawing(
+            assume({}),
+            linear(),
+            num_inner=self.num_inner,
+            num_outer=self.num_outer,
+            vectorize=self.vectorize_particles,
+            max_plate_nesting=nesting,
+            sums=True,
+            branch=branch,
+        )
 
     @contextmanager
     def _naming_nesting(self) -> Iterator[None]:
@@ -668,13 +662,11 @@ class Objective(ELBO):
             )
             raise
 
-    def _repeat(self, program: _Pair, run: Run, branch: Branch) -> Again:
-        num = self.num_inner * self.num_outer
+    def _repeat(self, pair: Pair, run: Run, branch: Branch) -> Again:
         plates = [f for site in run.sites.values() for f in site["cond_indep_stack"]]
         dims = [-f.dim for f in plates if f.vectorized and f.name != PARTICLE_PLATE]
         nesting = max(self._least_nesting, *dims, 0)
-        options = {"num": num, "vectorize": self.vectorize_particles, "nesting": nesting}
-        return repeat(*program[1:], branch=branch, **options)
+        return repeat(pair, self._unplanned(nesting, branch))
 
     def _chosen(self, plan: Plan, branching: frozenset[str]) -> Plan:
         """The plan with the estimators of its latents."""
@@ -733,7 +725,8 @@ class Objective(ELBO):
                     "infer['baseline']."
                 )
 
-    def _lay_out(self, structure: Structure, program: _Pair, recall: Values) -> Layout:
+    def _lay_out(self, known: Probe) -> Layout:
+        structure = known.structure
         if self.weights == "joint":
             return joint(structure, f"{self.name} has one weight over all sites")
         if self.weights == "cells" and self._is_linear():
@@ -742,7 +735,7 @@ class Objective(ELBO):
         shared = structure.latents.keys() - layout.local
         if self.weights == "complete" and shared:
             return joint(structure, f"{self.name} weighs every latent, also '{min(shared)}'")
-        name = latent_between_cells(*program, structure, layout, recall)
+        name = known.touching(layout)
         if name is None:
             return layout
         found = f"the log-weights of other cells depend on latent '{name}' ({layout.reason})"
@@ -764,26 +757,21 @@ class Objective(ELBO):
         probe = torch.tensor([[-1.5, 2.0]])
         return self.num_inner == 1 and torch.allclose(self.target.inner(probe), probe[0])
 
-    def _warn_of_mixed_particles(
-        self, structure: Structure, model: Program, guide: Program, args: tuple, kwargs: dict
-    ) -> None:
+    def _may_mix(self, structure: Structure) -> bool:
+        """Whether particles run at once that can be replayed one by one."""
         if not self.vectorize_particles or self.num_inner * self.num_outer == 1:
-            return
+            return False
         if structure.has_branches:  # Python code may not take the draws of all particles at once
-            return
-        if not all(latent.evaluable for latent in structure.latents.values()):
-            return
-        try:
-            alike = is_vectorizable(model, guide, args, kwargs)
-        except AssertionError:  # it insists on the shapes of many particles, and knows of them
-            return
-        if not alike:
-            warn(
-                f"{self.name}: vectorized particles do not score as they do one by one. Either "
-                "model or guide mixes dimensions (index them from the right, and declare batch "
-                "dimensions with pyro.plate), or it draws random numbers outside of pyro.sample. "
-                "vectorize_particles=False is always right."
-            )
+            return False
+        return all(latent.evaluable for latent in structure.latents.values())
+
+    def _warn_of_mixed_particles(self) -> None:
+        warn(
+            f"{self.name}: vectorized particles do not score as they do one by one. Either "
+            "model or guide mixes dimensions (index them from the right, and declare batch "
+            "dimensions with pyro.plate), or it draws random numbers outside of pyro.sample. "
+            "vectorize_particles=False is always right."
+        )
 
     def _loss(self, evaluation: _Evaluation) -> float:
         loss = -self.target.sign * self._value(evaluation).item()

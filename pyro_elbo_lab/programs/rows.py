@@ -5,7 +5,7 @@ override the model's indices, whose data then belong to other rows. Here the gui
 that the model names: what ran without them is thrown away and run again.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -18,28 +18,20 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_elbo_lab.programs.pair import Pair, Program, traced
+
 __all__ = ["in_named_order", "names_rows", "replayed", "sites_by_position"]
 
 _BY_PLACE = (AutoContinuous, AutoStructured, AutoGaussian)
 
-Program = Callable[..., Any]
 Rows = dict[str, Tensor]
 
 
-def replayed(
-    model: Program,
-    guide: Program,
-    args: tuple,
-    kwargs: Mapping[str, Any],
-    while_guiding: AbstractContextManager[Any],
-) -> tuple[Any, Any]:
+def replayed(pair: Pair, while_guiding: AbstractContextManager[Any]) -> tuple[Any, Any]:
     """Run the guide, then the model on the guide's draws and on the rows that the model names.
 
     Args:
-        model: a Pyro model.
-        guide: a Pyro guide.
-        args: positional arguments of both.
-        kwargs: keyword arguments of both.
+        pair: model and guide with their arguments.
         while_guiding: a handler that sees the guide's sites but not the model's; it may be entered
             more than once.
 
@@ -52,13 +44,12 @@ def replayed(
     rows: Rows = {}
     while True:
         try:
-            with while_guiding, in_named_order(), _Give(rows) as giving, _plates(guide, rows):
-                guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            watched = _Watch(giving.drawn)(in_named_order()(model))
-            replay = poutine.replay(watched, trace=guide_trace)
-            return poutine.trace(replay).get_trace(*args, **kwargs), guide_trace
+            with while_guiding, in_named_order(), _Give(rows) as giving, _plates(pair.guide, rows):
+                guide_trace = traced(pair.guide, pair)
+            watched = _Watch(giving.drawn)(in_named_order()(pair.model))
+            return traced(poutine.replay(watched, trace=guide_trace), pair), guide_trace
         except _NamedError as named:
-            _refuse_positions(guide, named.plate, named.rows)
+            _refuse_positions(pair.guide, named.plate, named.rows)
             rows[named.plate] = named.rows
 
 

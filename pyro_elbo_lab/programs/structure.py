@@ -43,11 +43,11 @@ from pyro_elbo_lab.programs.enumeration import (
     variables_of,
 )
 from pyro_elbo_lab.programs.messages import warn
+from pyro_elbo_lab.programs.pair import Pair, Program, traced
 from pyro_elbo_lab.programs.rows import in_named_order, names_rows, replayed, sites_by_position
 from pyro_elbo_lab.programs.state import random_states_kept
 
 Side = Literal["model", "guide"]
-Program = Callable[..., Any]
 Values = dict[str, Tensor]
 
 PARTICLE_PLATE = "num_particles_vectorized"
@@ -185,6 +185,34 @@ class Structure:
         return notes
 
 
+class Analysis(NamedTuple):
+    """What a look at a model and guide has found.
+
+    Attributes:
+        structure: their dependencies.
+        sites: of the first run.
+        recall: what it is to be repeated with, from `to_recall`.
+        untraced: draws that Pyro has put into no trace, such as those of a ConjugateReparam.
+    """
+
+    structure: Structure
+    sites: dict[FactorKey, Site]
+    recall: Values
+    untraced: Values
+
+
+class Untraced(Messenger):
+    """Notes draws that Pyro puts into no trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: Values = {}
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if (msg["infer"] or {}).get("_do_not_trace") and not msg["is_observed"]:
+            self.values[msg["name"]] = msg["value"]
+
+
 class NoAverageError(ValueError):
     """Averages over sites of the guide would take exponential time.
 
@@ -198,10 +226,7 @@ class NoAverageError(ValueError):
 
 
 def run(
-    model: Program,
-    guide: Program,
-    args: tuple,
-    kwargs: dict,
+    pair: Pair,
     while_guiding: AbstractContextManager[Any] | None = None,
     first_enumerated_dim: int | None = None,
     branch: Branch | None = None,
@@ -210,10 +235,7 @@ def run(
     """Run the guide, then the model on the guide's draws.
 
     Args:
-        model: a Pyro model.
-        guide: a Pyro guide.
-        args: positional arguments of both.
-        kwargs: keyword arguments of both.
+        pair: model and guide with their arguments.
         while_guiding: a handler that sees the guide's sites but not the model's.
         first_enumerated_dim: give the model's enumerated sites all their values at once, in this
             dimension and those to the left of it; if None they are drawn.
@@ -227,6 +249,7 @@ def run(
     Raises:
         ValueError: a plate of size 0.
     """
+    model, guide = pair.model, pair.guide
     if branch is not None:
         guide = branch.unmarked(guide)
     if particles is not None:
@@ -239,7 +262,7 @@ def run(
     if branch is not None and not isinstance(poutine.unwrap(guide), GuideMessenger):
         guide = branch(guide)
     with naming_empty_plates():
-        return _run(model, guide, args, kwargs, while_guiding or nullcontext())
+        return _run(pair.with_programs(model, guide), while_guiding or nullcontext())
 
 
 @contextmanager
@@ -257,23 +280,17 @@ def naming_empty_plates() -> Iterator[None]:
         ) from error
 
 
-def _run(
-    model: Program,
-    guide: Program,
-    args: tuple,
-    kwargs: dict,
-    while_guiding: AbstractContextManager[Any],
-) -> tuple[Any, Any]:
-    unwrapped = poutine.unwrap(guide)
+def _run(pair: Pair, while_guiding: AbstractContextManager[Any]) -> tuple[Any, Any]:
+    unwrapped = poutine.unwrap(pair.guide)
     if isinstance(unwrapped, GuideMessenger):  # a GuideMessenger runs both at once
         with while_guiding, in_named_order():
-            guide(*args, **kwargs)
+            pair.guide(*pair.args, **pair.kwargs)
         subsamples = {n: s for n, s in unwrapped.trace.nodes.items() if is_subsample(s)}
         traces = unwrapped.get_traces()
         for trace in traces:
             trace.nodes.update(subsamples)
         return traces
-    return replayed(model, guide, args, kwargs, while_guiding)
+    return replayed(pair, while_guiding)
 
 
 def _empty_plate(error: ZeroDivisionError) -> str | None:
@@ -380,28 +397,22 @@ def _recalled_as(site: Site, rows: int | None = None) -> str:
 
 
 def analyse(
-    model: Program,
-    guide: Program,
-    args: tuple,
-    kwargs: dict,
+    pair: Pair,
     recall: Values | None = None,
     *,
     lenient: bool = False,
     branch: Branch | None = None,
-) -> tuple[Structure, dict[FactorKey, Site]]:
+) -> Analysis:
     """Run model and guide twice, without touching the random state, and record their structure.
 
     Args:
-        model: a Pyro model.
-        guide: a Pyro guide.
-        args: positional arguments of both.
-        kwargs: keyword arguments of both.
+        pair: model and guide with their arguments.
         recall: from `to_recall`, what decides the structure of programs whose sites vary.
         lenient: warn of sites of the guide that the model does not have or observes, as Pyro does.
         branch: as for `run`.
 
     Returns:
-        The dependencies, and the sites of the first run.
+        What was found.
 
     Raises:
         ValueError: where a latent of the model is missing in the guide or the other way round,
@@ -410,29 +421,29 @@ def analyse(
         NoAverageError: sites of the guide have to be drawn instead.
     """
     given = recall or {}
-    programs = model, guide, args, kwargs
-    with aside(Recall(given)):
-        model_trace, guide_trace = run(*programs, branch=branch)
+    with aside(Recall(given)), Untraced() as untraced:
+        model_trace, guide_trace = run(pair, branch=branch)
     recall = to_recall(model_trace, guide_trace, ()) | given
-    _check_messenger(model, guide, guide_trace, args, kwargs)
-    _warn_of_positions(guide)
+    _check_messenger(pair, guide_trace)
+    _warn_of_positions(pair.guide)
     enumerated = _check(model_trace, guide_trace, lenient)
-    averaged = {} if branch is None else _averaged(guide, guide_trace)
+    averaged = {} if branch is None else _averaged(pair.guide, guide_trace)
     drawn = factors(model_trace, guide_trace)
 
     def again(watched: Program, carry: Messenger) -> tuple[Any, Any]:
-        return run(watched, guide, args, kwargs, carry, branch=branch)
+        return run(pair.with_programs(watched), carry, branch=branch)
 
-    found = _followed(model, again, drawn, enumerated, averaged, recall)
+    found = _followed(pair.model, again, drawn, enumerated, averaged, recall)
     sites = drawn
     if enumerated or averaged:
         nesting = max((-f.dim for site in drawn.values() for f in _plates(site)), default=0)
         first_dim = first_enumerated_dim(nesting)
-        sites = _sum_out(*programs, (*enumerated, *averaged), first_dim, recall, branch)
+        sites = _sum_out(pair, (*enumerated, *averaged), first_dim, recall, branch)
         if found:
             _check_reach(sites, found, averaged)
     unmarked = branch.drawn if branch else frozenset[str]()
-    return _build(drawn, sites, enumerated, averaged, unmarked, found, bool(given)), sites
+    structure = _build(drawn, sites, enumerated, averaged, unmarked, found, bool(given))
+    return Analysis(structure, sites, recall, untraced.values)
 
 
 def are_paired(sites: Mapping[FactorKey, Site]) -> bool:
@@ -624,10 +635,7 @@ def _follow(
 
 
 def _sum_out(
-    model: Program,
-    guide: Program,
-    args: tuple,
-    kwargs: dict,
+    pair: Pair,
     enumerated: tuple[str, ...],
     first_dim: int,
     recall: Values,
@@ -635,7 +643,7 @@ def _sum_out(
 ) -> dict[FactorKey, Site]:
     try:
         with aside(Recall(recall)):
-            traces = run(model, guide, args, kwargs, None, first_dim, branch)
+            traces = run(pair, None, first_dim, branch)
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
         raise ValueError(
             f"The model runs, but fails while {join(map(repr, enumerated))} take all their values "
@@ -1058,20 +1066,18 @@ def _check_enumerable(name: str, site: Site) -> None:
         )
 
 
-def _check_messenger(
-    model: Program, guide: Program, guide_trace: Any, args: tuple, kwargs: dict
-) -> None:
+def _check_messenger(pair: Pair, guide_trace: Any) -> None:
     """A GuideMessenger runs a model of its own, in which sites may be hidden."""
-    if not isinstance(poutine.unwrap(guide), GuideMessenger):
+    messenger = poutine.unwrap(pair.guide)
+    if not isinstance(messenger, GuideMessenger):
         return
     with aside():
-        replayed = poutine.replay(model, trace=guide_trace)
-        nodes = poutine.trace(replayed).get_trace(*args, **kwargs).nodes
+        nodes = traced(poutine.replay(pair.model, trace=guide_trace), pair).nodes
     for name, site in nodes.items():
         if _mark(site) and name not in guide_trace.nodes:
             raise NotImplementedError(
                 f"Site '{name}' of the model asks for enumeration, but a GuideMessenger such as "
-                f"{type(poutine.unwrap(guide)).__name__} runs model and guide as one program and "
+                f"{type(messenger).__name__} runs model and guide as one program and "
                 "can leave out none of its sites. Use a guide of the other kind, such as "
                 "AutoNormal, made of poutine.block(model, hide=[...])."
             )

@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_elbo_lab.objectives.particles.guide_draws import guide_draws
 from pyro_elbo_lab.objectives.particles.scored import Factor, Particles
 from pyro_elbo_lab.programs.arguments import check_count, check_programs
+from pyro_elbo_lab.programs.pair import Pair
 from pyro_elbo_lab.programs.state import forget_namesakes, seeded
 from pyro_elbo_lab.programs.structure import Structure
 
@@ -114,7 +115,7 @@ def decompose(
     check_count("num_samples", num_samples, least=2)
     forget_namesakes(guide)
     with seeded(seed), torch.no_grad():
-        drawn = guide_draws(model, guide, args, kwargs, num_samples)
+        drawn = guide_draws(Pair(model, guide, args, kwargs), num_samples)
     _refuse_points(drawn.structure)
     _refuse_mixed_sums(drawn.structure)
     return _terms(drawn.particles)

@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_elbo_lab.compilation.captured import parameters
 from pyro_elbo_lab.programs.arguments import check_count, check_programs
 from pyro_elbo_lab.programs.dims import element_names
+from pyro_elbo_lab.programs.pair import Pair
 from pyro_elbo_lab.programs.state import forget_namesakes, seeded
 
 __all__ = ["signal_to_noise"]
@@ -92,10 +93,11 @@ def signal_to_noise(
         raise ValueError("objectives is empty: pass losses by name, {'ELBO': StandardELBO()}")
     check_count("num_evaluations", num_evaluations, least=2)
     forget_namesakes(guide)
+    pair = Pair(model, guide, args, kwargs)
     leaves: dict[str, Tensor] = {}
     for objective in objectives.values():
         with seeded(seed):
-            names, found = parameters(objective, model, guide, args, kwargs)
+            names, found = parameters(objective, pair)
         leaves |= {n: x for n, x in zip(names, found, strict=True) if x.requires_grad}
     if not leaves:
         raise ValueError("neither model nor guide has a parameter with a gradient (pyro.param)")
@@ -103,12 +105,11 @@ def signal_to_noise(
     runs = {}
     try:
         for name, objective in objectives.items():
-            program = model, guide, args, kwargs
             with seeded(seed):
-                _gradient(objective, program, leaves)  # what is done once is not timed
+                _gradient(objective, pair, leaves)  # what is done once is not timed
             with seeded(seed):
                 started = time.perf_counter()
-                rows = [_gradient(objective, program, leaves) for _ in range(num_evaluations)]
+                rows = [_gradient(objective, pair, leaves) for _ in range(num_evaluations)]
                 runs[name] = np.stack(rows), (time.perf_counter() - started) / num_evaluations
     finally:
         for leaf, gradient in zip(leaves.values(), kept, strict=True):
@@ -117,11 +118,10 @@ def signal_to_noise(
     return _dataset(runs, labels)
 
 
-def _gradient(objective: ELBO, program: tuple, leaves: Mapping[str, Tensor]) -> np.ndarray:
-    model, guide, args, kwargs = program
+def _gradient(objective: ELBO, pair: Pair, leaves: Mapping[str, Tensor]) -> np.ndarray:
     for leaf in leaves.values():
         leaf.grad = None
-    objective.loss_and_grads(model, guide, *args, **kwargs)
+    objective.loss_and_grads(pair.model, pair.guide, *pair.args, **pair.kwargs)
     parts = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves.values()]
     return torch.cat([part.detach().reshape(-1).cpu().double() for part in parts]).numpy()
 

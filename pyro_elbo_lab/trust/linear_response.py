@@ -11,13 +11,15 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_elbo_lab.objectives.particles.guide_draws import GuideDraws, guide_draws
+from pyro_elbo_lab.objectives.particles.probe import probe
 from pyro_elbo_lab.objectives.particles.sobol import Placement, gaussian_latents
 from pyro_elbo_lab.programs.arguments import check_count, check_programs
 from pyro_elbo_lab.programs.dims import element_names
 from pyro_elbo_lab.programs.inventory import inventory
 from pyro_elbo_lab.programs.messages import warn
+from pyro_elbo_lab.programs.pair import Pair
 from pyro_elbo_lab.programs.state import forget_namesakes, seeded
-from pyro_elbo_lab.programs.structure import Structure, analyse
+from pyro_elbo_lab.programs.structure import Structure
 
 __all__ = ["linear_response"]
 
@@ -91,13 +93,14 @@ def linear_response(
     check_programs(model=model, guide=guide)
     check_count("num_samples", num_samples, least=2)
     forget_namesakes(guide)
+    pair = Pair(model, guide, args, kwargs)
     with seeded(seed):
-        structure, _ = analyse(model, guide, args, kwargs)
+        structure = pair.once(probe).structure
         _check_reparameterized(structure)
-        leaves = _parameters(guide, args, kwargs)
-        sobol = _sobol(structure, model, guide, args, kwargs)
+        leaves = _parameters(pair)
+        sobol = _sobol(pair, structure)
     with seeded(seed), poutine.block():
-        drawn = guide_draws(model, guide, args, kwargs, num_samples, sobol)
+        drawn = guide_draws(pair, num_samples, sobol)
     loss = (drawn.log_density("guide") - drawn.log_density("model")).mean()
     labels, values = _sites(drawn)
     gradient = _flat_gradient(loss, leaves, create_graph=True)
@@ -131,10 +134,10 @@ def _check_reparameterized(structure: Structure) -> None:
             )
 
 
-def _parameters(guide: Program, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+def _parameters(pair: Pair) -> dict[str, Tensor]:
     """Unconstrained parameters of the guide that have gradients, by name."""
     with torch.no_grad():
-        found = inventory(lambda: guide(*args, **kwargs), guide=guide).leaves
+        found = inventory(lambda: pair.guide(*pair.args, **pair.kwargs), guide=pair.guide).leaves
     unique = {id(leaf): (name, leaf) for name, leaf in found.items()}  # some have two names
     leaves = {name: leaf for name, leaf in unique.values() if leaf.requires_grad}
     if not leaves:
@@ -144,11 +147,9 @@ def _parameters(guide: Program, args: tuple, kwargs: Mapping[str, Any]) -> dict[
     return leaves
 
 
-def _sobol(
-    structure: Structure, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]
-) -> Placement | None:
+def _sobol(pair: Pair, structure: Structure) -> Placement | None:
     try:
-        gaussian = gaussian_latents(structure, model, guide, args, kwargs)
+        gaussian = gaussian_latents(pair, structure)
     except ValueError:  # no Gaussian noise: plain draws
         return None
     return Placement(gaussian, frozenset(), frozenset())

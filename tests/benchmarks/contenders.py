@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyro_elbo_lab import StandardELBO
 from pyro_elbo_lab.compilation.compiled_objective import compiled
 from pyro_elbo_lab.inference.fitting.steps import Task, steps_of
+from pyro_elbo_lab.programs.pair import Pair
 from tests.benchmarks.harness import Contender
 from tests.benchmarks.problems import Problem
 
@@ -94,8 +95,9 @@ def by_fit(problem: Problem, objective: ELBO, device: str) -> Contender:
             guide(*args)
             forever = itertools.repeat(args)
             task = Task(
-                model, guide, objective, optimizer, forever, args, {}, False, None, 10**9, False
-            )
+                Pair(model, guide, args), objective, optimizer, forever, varying=False,
+                average_from=None, num_steps=10**9, one_by_one=False,
+            )  # fmt: skip
             steps = steps_of(task, True)
             if not steps.note.startswith("compiled: "):
                 raise RuntimeError(f"{problem.name} was not compiled: {steps.note}")

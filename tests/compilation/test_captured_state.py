@@ -16,6 +16,7 @@ from torch import nn
 from pyro_elbo_lab import StandardELBO, compiled, fit
 from pyro_elbo_lab.compilation.capture.guard import CaptureError
 from pyro_elbo_lab.compilation.captured import evaluate
+from pyro_elbo_lab.programs.pair import Pair
 
 X = torch.linspace(-1.0, 2.0, 12).reshape(4, 3).sin()
 ROUNDING: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
@@ -189,7 +190,7 @@ def test_a_local_parameter_that_no_program_holds_is_named(local_parameters):
     guide = AutoNormal(hidden["model"])
     guide(X[0])
     with pytest.raises(CaptureError, match="'scale' is neither in the param store nor in a module"):
-        evaluate(StandardELBO(), model, guide, (X[0],), {})
+        evaluate(StandardELBO(), Pair(model, guide, (X[0],)))
 
 
 def test_a_capture_that_fails_leaves_all_as_it_was():
@@ -210,7 +211,7 @@ def test_a_capture_that_fails_leaves_all_as_it_was():
     buffers = {name: x.clone() for name, x in net.named_buffers()}
     random = torch.get_rng_state()
     with pytest.raises(CaptureError, match=r"1\.0 if mean > 0"):
-        evaluate(objective, model, guide, (X,), {})
+        evaluate(objective, Pair(model, guide, (X,)))
     torch.testing.assert_close(dict(net.named_buffers()), buffers, rtol=0, atol=0)
     now = {name: x.detach() for name, x in pyro.get_param_store().items()}
     torch.testing.assert_close(now, store, rtol=0, atol=0)
@@ -258,4 +259,4 @@ def test_hooks_that_pyro_calls_for_every_particle_are_not_captured():
     Trace_ELBO().loss(model, guide)
     pyro.param("weight").unconstrained().register_hook(lambda gradient: gradient.clamp(-0.1, 0.1))
     with pytest.raises(CaptureError, match="'weight' has a hook on its gradient, and Trace_ELBO"):
-        evaluate(Trace_ELBO(num_particles=2), model, guide, (), {})
+        evaluate(Trace_ELBO(num_particles=2), Pair(model, guide))

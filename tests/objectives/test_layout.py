@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pyro_elbo_lab.objectives.particles.layout import lay_out
+from pyro_elbo_lab.programs.pair import Pair
 from pyro_elbo_lab.programs.structure import FactorKey, analyse
 
 ZERO = torch.zeros(())
@@ -19,7 +20,7 @@ def laid_out(program, local_plates="auto"):
             program()
 
     guide = pyro.poutine.block(program, hide_fn=lambda site: site["name"][0] in "xy")
-    structure, _ = analyse(model, guide, (), {})
+    structure, *_ = analyse(Pair(model, guide))
     return lay_out(structure, local_plates)
 
 

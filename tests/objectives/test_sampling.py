@@ -10,7 +10,9 @@ from pyro.infer.autoguide import AutoNormal
 
 from pyro_elbo_lab.objectives.lower_bounds import StandardELBO
 from pyro_elbo_lab.objectives.particles.layout import lay_out, linear
-from pyro_elbo_lab.objectives.particles.sampling import draw, is_vectorizable
+from pyro_elbo_lab.objectives.particles.probe import is_vectorizable
+from pyro_elbo_lab.objectives.particles.sampling import Drawing, draw
+from pyro_elbo_lab.programs.pair import Pair
 from pyro_elbo_lab.programs.structure import FactorKey, analyse
 
 X = torch.linspace(-1.0, 1.0, 6)
@@ -33,17 +35,10 @@ def guide(subsample_size=None):
 
 
 def drawn(vectorize, subsample_size=None, local_plates="auto", **numbers):
-    structure, _ = analyse(model, guide, (subsample_size,), {})
-    return draw(
-        model,
-        guide,
-        (subsample_size,),
-        {},
-        structure=structure,
-        layout=lay_out(structure, local_plates),
-        vectorize=vectorize,
-        **numbers,
-    )
+    pair = Pair(model, guide, (subsample_size,))
+    structure, *_ = analyse(pair)
+    layout = lay_out(structure, local_plates)
+    return draw(pair, Drawing(structure, layout, vectorize=vectorize, **numbers))
 
 
 def values(particles, name):
@@ -104,8 +99,8 @@ def test_subsample_weight_stands_outside_the_cells(vectorize):
 
 
 def test_sequential_and_vectorized_scores_of_the_same_draws_agree():
-    assert is_vectorizable(model, guide, (), {})
-    assert is_vectorizable(model, guide, (3,), {})
+    assert is_vectorizable(Pair(model, guide))
+    assert is_vectorizable(Pair(model, guide, (3,)))
 
 
 def test_programs_that_mix_particles_are_found_out():
@@ -121,7 +116,7 @@ def test_programs_that_mix_particles_are_found_out():
         pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
     for program in (mixing, breaking):
-        assert not is_vectorizable(program, fine, (), {})
+        assert not is_vectorizable(Pair(program, fine))
 
 
 def test_dropout_counts_as_not_vectorizable():
@@ -133,25 +128,24 @@ def test_dropout_counts_as_not_vectorizable():
     def fine():
         pyro.sample("z", dist.Normal(torch.zeros(20), 1.0).to_event(1))
 
-    assert not is_vectorizable(noisy, fine, (), {})
+    assert not is_vectorizable(Pair(noisy, fine))
 
 
 def test_no_latents_at_all():
     def observed():
         pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0))
 
-    structure, _ = analyse(observed, lambda: None, (), {})
-    particles = draw(
-        observed, lambda: None, (), {}, structure=structure, layout=linear(), num_outer=3
-    )
+    pair = Pair(observed, lambda: None)
+    structure, *_ = analyse(pair)
+    particles = draw(pair, Drawing(structure, linear(), num_outer=3))
     assert particles.shared[0].value.shape == (3,)
 
 
 def test_fixed_density_ignores_the_draw():
-    structure, _ = analyse(model, AutoNormal(model), (), {})
+    structure, *_ = analyse(Pair(model, AutoNormal(model)))
     autoguide = AutoNormal(model)
     autoguide()
-    particles = draw(model, autoguide, (), {}, structure=structure, layout=linear())
+    particles = draw(Pair(model, autoguide), Drawing(structure, linear()))
     z = particles.draws["z_unconstrained"]
     (value,) = z.values
     fixed, live = z.log_q(fixed=True).sum(), z.log_q().sum()

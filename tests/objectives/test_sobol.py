@@ -24,13 +24,14 @@ from pyro_elbo_lab.objectives.bounds import mean
 from pyro_elbo_lab.objectives.lower_bounds import ImportanceWeightedELBO, StandardELBO
 from pyro_elbo_lab.objectives.objective import Objective
 from pyro_elbo_lab.objectives.particles.layout import lay_out
-from pyro_elbo_lab.objectives.particles.sampling import draw
+from pyro_elbo_lab.objectives.particles.sampling import Drawing, draw
 from pyro_elbo_lab.objectives.particles.sobol import (
     MAX_DIMENSIONS,
     Nets,
     Placement,
     scrambled_sobol,
 )
+from pyro_elbo_lab.programs.pair import Pair
 from pyro_elbo_lab.programs.structure import FactorKey, analyse
 from tests.objectives.laws import exact, toys
 from tests.objectives.laws.estimation import guide_gradients, mean_loss, values_and_gradients
@@ -106,23 +107,21 @@ def test_scrambles_differ_in_all_digits():
 
 def draws(vectorize, num_inner, num_outer, x=X, num_evaluations=1, inner=frozenset({"z"})):
     """Draws of the standard normal noise of g, log scale and z, (N, K, M, 2 + len(x))."""
-    structure, _ = analyse(model, guide, (x,), {})
+    pair = Pair(model, guide, (x,))
+    structure, *_ = analyse(pair)
     local = frozenset({"z"} if num_inner > 1 else {})
     inner = inner & local
     noise = []
     for _ in range(num_evaluations):
-        particles = draw(
-            model,
-            guide,
-            (x,),
-            {},
-            structure=structure,
-            layout=lay_out(structure, "auto"),
+        how = Drawing(
+            structure,
+            lay_out(structure, "auto"),
             num_inner=num_inner,
             num_outer=num_outer,
             vectorize=vectorize,
             sobol=Placement(frozenset({"g", "scale", "z"}) - inner, inner, local),
         )
+        particles = draw(pair, how)
         values = {}
         for name in structure.latents:
             sites = [run.sites[FactorKey("guide", name)]["value"] for run in particles.runs]
@@ -522,7 +521,7 @@ def test_other_randomness_of_the_guide_is_untouched(vectorize):
 
     objective = StandardELBO(2, sampler="sobol", vectorize_particles=vectorize)
     one_number, _ = number(dist.Normal(0.0, 1.0))
-    objective._make_plan(one_number, noisy, (), {})
+    objective._make_plan(Pair(one_number, noisy))
     seen.clear()
     pyro.set_rng_seed(5)
     objective.loss(one_number, noisy)

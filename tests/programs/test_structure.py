@@ -6,6 +6,7 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, AutoNormalMessenger
 
+from pyro_elbo_lab.programs.pair import Pair
 from pyro_elbo_lab.programs.structure import FactorKey, analyse
 
 X = torch.tensor([0.3, -1.2, 0.8])
@@ -29,7 +30,7 @@ def test_hand_written_guide():
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("g", dist.Normal(z.mean(), 1.0))
 
-    structure, _ = analyse(model, guide, (), {})
+    structure, *_ = analyse(Pair(model, guide))
     assert list(structure.latents) == ["z", "g"]
     assert structure.latents["g"].upstream == {"z"}
     assert [latent.generation for latent in structure.latents.values()] == [0, 1]
@@ -44,7 +45,7 @@ def test_hand_written_guide():
 def test_autoguides(autoguide):
     guide = autoguide(model)
     guide()
-    structure, _ = analyse(model, guide, (), {})
+    structure, *_ = analyse(Pair(model, guide))
     joint = autoguide is AutoMultivariateNormal
     names = {AutoNormal: "z_unconstrained", AutoNormalMessenger: "z"}
     z = "_AutoMultivariateNormal_latent" if joint else names[autoguide]
@@ -58,8 +59,8 @@ def test_discrete_and_indexed():
         k = pyro.sample("k", dist.Categorical(torch.ones(2)))
         pyro.sample("x", dist.Normal(torch.tensor([-1.0, 1.0])[k], 1.0), obs=X[0])
 
-    structure, _ = analyse(
-        mixture, lambda: pyro.sample("k", dist.Categorical(torch.ones(2))), (), {}
+    structure, *_ = analyse(
+        Pair(mixture, lambda: pyro.sample("k", dist.Categorical(torch.ones(2))))
     )
     assert not structure.latents["k"].reparameterized
     assert reads(structure, "model", "x") == {"k"}
@@ -71,7 +72,7 @@ def test_latents_that_leave_the_tensor_world_may_be_read_by_anything():
         loc = 1.0 if k.item() > 0.5 else -1.0
         pyro.sample("x", dist.Normal(loc, 1.0), obs=X[0])
 
-    structure, _ = analyse(branch, lambda: pyro.sample("k", dist.Bernoulli(0.5)), (), {})
+    structure, *_ = analyse(Pair(branch, lambda: pyro.sample("k", dist.Bernoulli(0.5))))
     assert reads(structure, "model", "x") == {"k"}
 
 
@@ -81,8 +82,8 @@ def test_flow_without_inverse_is_not_evaluable():
     def program():
         pyro.sample("z", dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0), [flow]))
 
-    structure, _ = analyse(
-        lambda: pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1)), program, (), {}
+    structure, *_ = analyse(
+        Pair(lambda: pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1)), program)
     )
     assert structure.latents["z"].reparameterized
     assert not structure.latents["z"].evaluable
@@ -93,7 +94,7 @@ def test_analysis_leaves_the_random_state_alone():
     guide = AutoNormal(model)
     guide()
     before = torch.get_rng_state()
-    analyse(model, guide, (), {})
+    analyse(Pair(model, guide))
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.equal(state, before)
 
@@ -106,7 +107,7 @@ def test_observed_in_the_model_but_sampled_in_the_guide():
             pyro.sample("x", dist.Normal(0.0, 1.0))
 
     with pytest.raises(ValueError, match="'x' is observed in the model but sampled in the guide"):
-        analyse(model, guide, (), {})
+        analyse(Pair(model, guide))
 
 
 def test_shapes_that_disagree():
@@ -115,7 +116,7 @@ def test_shapes_that_disagree():
         pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
 
     with pytest.raises(ValueError, match="disagree at site 'z'"):
-        analyse(model, guide, (), {})
+        analyse(Pair(model, guide))
 
 
 def test_programs_that_cannot_be_followed_depend_on_everything():
@@ -131,7 +132,7 @@ def test_programs_that_cannot_be_followed_depend_on_everything():
         pyro.sample("b", dist.Normal(0.0, 1.0))
 
     with pytest.warns(UserWarning, match="Could not follow.*only plain tensors"):
-        structure, _ = analyse(strict, guide, (), {})
+        structure, *_ = analyse(Pair(strict, guide))
     assert reads(structure, "model", "x") == {"a", "b"}
     assert structure.latents["b"].upstream == {"a"}
     assert structure.parents["a"] == {"b"}

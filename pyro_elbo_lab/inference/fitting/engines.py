@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from pyro.infer import SVI
 from pyro.infer.util import zero_grads
 from torch import Tensor
 
@@ -69,7 +68,7 @@ class Inside:
         self._main = Trainer(evaluation, update, task.average_from)
         self._task = task
         self._update = update
-        self._svi = SVI(task.model, task.guide, task.optimizer, loss=task.objective)
+        self._svi = task.svi()
         self._looked_on = task.one_by_one or task.varying
         self.write()
 
@@ -147,7 +146,7 @@ class Outside:
     def __init__(self, task: Task, evaluation: Evaluation) -> None:
         self._main = LossRunner(evaluation)
         self._task = task
-        self._svi = SVI(task.model, task.guide, task.optimizer, loss=task.objective)
+        self._svi = task.svi()
         self._average = Average(task.average_from)
         register(task.optimizer, evaluation.leaves)
 

@@ -30,7 +30,7 @@ from pyro_elbo_lab.inference.fitting.result import Fit
 from pyro_elbo_lab.inference.fitting.steps import Compile, Steps, Task, steps_of
 from pyro_elbo_lab.programs.inventory import Inventory, inventory
 from pyro_elbo_lab.programs.messages import warn
-from pyro_elbo_lab.programs.pair import Programs, run_both, set_up, training_programs
+from pyro_elbo_lab.programs.pair import Pair, Program
 from pyro_elbo_lab.programs.state import (
     forget,
     forget_namesakes,
@@ -43,10 +43,10 @@ from pyro_elbo_lab.programs.state import (
     store_holding,
     store_state,
 )
+from pyro_elbo_lab.programs.training import Programs, run_both, set_up, training_programs
 
 __all__ = ["Fit", "default_optimizer", "fit"]
 
-Program = Callable[..., Any]
 Callback = Callable[[int, float], bool | None]
 
 
@@ -149,17 +149,18 @@ def fit(
     with gradients_on(), seeded(seed):
         stream = Batches(args, batches)
         first, kwargs = stream.first, usable(kwargs)
-        _prepare(model, guide, first, kwargs)
+        pair = Pair(model, guide, first, kwargs)
+        _prepare(pair)
         task = Task(
-            model, guide, objective, optimizer, stream, first, kwargs, stream.varying, average_from,
-            num_steps, bool(callbacks),
+            pair, objective, optimizer, stream, stream.varying, average_from, num_steps,
+            one_by_one=bool(callbacks),
         )  # fmt: skip
         known = set(optimizer.optim_objs)
         steps = steps_of(task, compile)
         losses = _train(task, steps, callbacks, progress)
         _refuse_nan_parameters(_named(set(optimizer.optim_objs), model, guide))
         new = _named({leaf for leaf in optimizer.optim_objs if leaf not in known}, model, guide)
-        learnt = Learnt.of(training_programs(objective, model, guide, first, kwargs), new)
+        learnt = Learnt.of(training_programs(objective, pair), new)
     return Fit(
         losses=np.array(losses),
         seconds=time.perf_counter() - started,
@@ -177,21 +178,21 @@ def fit(
     )
 
 
-def _prepare(model: Program, guide: Program, args: tuple, kwargs: Mapping[str, Any]) -> None:
+def _prepare(pair: Pair) -> None:
     """Check a first run of model and guide, and let modules start from their own values."""
-    arguments = check_call("model", model, args, kwargs)
-    check_call("guide", guide, args, kwargs)
+    arguments = check_call("model", pair.model, pair.args, pair.kwargs)
+    check_call("guide", pair.guide, pair.args, pair.kwargs)
     traces: list[Any] = []
-    programs = Programs(model, guide, lambda: traces.append(run_both(model, guide, args, kwargs)))
+    programs = Programs(pair, lambda: traces.append(run_both(pair)))
     with blaming_data(arguments):
-        set_up(guide, args, kwargs)
+        set_up(pair)
         with random_states_kept(), store_holding(*store_state()):
             found, strangers = _first_run(programs)
     model_trace, guide_trace = traces[-1]
     check_sites(model_trace, guide_trace, arguments, list(found.leaves.values()))
     warn_of_mixed_dtypes(model_trace)
     _forget(programs, strangers)
-    local_parameters_marked(model, guide)
+    local_parameters_marked(pair.model, pair.guide)
 
 
 def _first_run(programs: Programs) -> tuple[Inventory, list[str]]:
@@ -214,8 +215,8 @@ def _first_run(programs: Programs) -> tuple[Inventory, list[str]]:
 
 
 def _forget(programs: Programs, names: Iterable[str]) -> None:
-    forget_namesakes(module_of(programs.guide))
-    forget_namesakes(module_of(programs.model))
+    forget_namesakes(module_of(programs.pair.guide))
+    forget_namesakes(module_of(programs.pair.model))
     forget(names)
 
 
@@ -318,7 +319,7 @@ def _refuse_nan(task: Task, batch: tuple, losses: Sequence[float]) -> None:
     before = f"it was {losses[-2]:.6g} before" if len(losses) > 1 else "there is no step before"
     found = ""
     try:
-        task.objective.loss(task.model, task.guide, *batch, **task.kwargs)
+        task.objective.loss(task.pair.model, task.pair.guide, *batch, **task.pair.kwargs)
     except (ValueError, RuntimeError) as error:  # names the site, or the matrix
         found = f" {error}"
     raise FloatingPointError(

@@ -66,8 +66,8 @@ class GraphSteps:
             self.note += f", not compiled: {self._engine.main.reason}"
         self._single = task.varying or task.one_by_one or isinstance(update, str)
         self._graphs = Graphs(task, self._engine)
-        self._batches = Rewindable(task.batches, task.first, keep=task.varying)
-        self._last: tuple[Runner, tuple] = self._engine.main, task.first
+        self._batches = Rewindable(task.batches, task.pair.args, keep=task.varying)
+        self._last: tuple[Runner, tuple] = self._engine.main, task.pair.args
         self._block = 64
         self._good = 0
         self._mark: Checkpoint | None = None
@@ -138,7 +138,7 @@ class GraphSteps:
         if runner is None:
             losses.append(self._engine.by_svi(len(losses), batch))
             return
-        tensors = _tensors(batch, self._task.kwargs)
+        tensors = _tensors(batch, self._task.pair.kwargs)
         losses.append(self._engine.step(runner, len(losses), tensors, self._weights(1)))
         self._advance(1)
         self._last = runner, batch
@@ -223,17 +223,17 @@ class GraphSteps:
         with self.budget.spending(len(losses)):
             if not self._single:
                 self._engine.write()
-                if not all(map(_same, runner.data, _tensors(batch, self._task.kwargs))):
+                if not all(map(_same, runner.data, _tensors(batch, self._task.pair.kwargs))):
                     return "an argument was written to"
             return _difference(runner.evaluation, self._task, batch)
 
 
 def _difference(evaluation: Evaluation, task: Task, batch: tuple) -> str:
     try:
-        return evaluation.difference(task.objective, task.model, task.guide, batch, task.kwargs)
+        return evaluation.difference(task.objective, task.at(batch))
     except Exception as error:  # of any type: the program's own
         with random_states_kept():
-            found = evaluation.run(evaluation.data_for(task.objective, batch, task.kwargs))
+            found = evaluation.run(evaluation.data_for(task.objective, batch, task.pair.kwargs))
         line = next(iter(str(error).splitlines()), "")
         return "" if torch.isnan(found[0]) else f"it raises {type(error).__name__}: {line}"
 

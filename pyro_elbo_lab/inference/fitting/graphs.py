@@ -39,7 +39,7 @@ class Graphs:
     def __init__(self, task: Task, engine: Engine) -> None:
         self._task = task
         self._engine = engine
-        self._graphs = [_Graph(self._signature(task.first), engine.main)]
+        self._graphs = [_Graph(self._signature(task.pair.args), engine.main)]
         self._eager: Counter[Any] = Counter()
         self._refused: set[Any] = set()
         self._warned = False
@@ -89,7 +89,7 @@ class Graphs:
     def _make(self, batch: tuple, kind: Any) -> Runner | None:
         task, main = self._task, self._engine.main.evaluation
         try:
-            again = evaluate(task.objective, task.model, task.guide, batch, task.kwargs)
+            again = evaluate(task.objective, task.at(batch))
         except CaptureError as error:
             self._refused.add(kind)
             self._warn(f"{self._difference(kind[0])}, and then {error}")
@@ -121,11 +121,10 @@ class Graphs:
         return "tensors that they hold are moved" if same else "their arguments change"
 
     def _arguments(self, batch: tuple) -> list[Any]:
-        return tree_leaves((batch, dict(self._task.kwargs)))
+        return tree_leaves((batch, dict(self._task.pair.kwargs)))
 
     def _signature(self, batch: tuple) -> Any:
-        task = self._task
-        return signature(batch, dict(task.kwargs), task.model, task.guide)
+        return signature(self._task.at(batch))
 
 
 class _Graph:

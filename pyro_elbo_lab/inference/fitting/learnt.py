@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_elbo_lab.programs.inventory import Inventory, holding
-from pyro_elbo_lab.programs.pair import Programs
 from pyro_elbo_lab.programs.state import set_store, store_holding, store_state
+from pyro_elbo_lab.programs.training import Programs
 
 __all__ = ["Learnt"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +19,15 @@ from pyro_elbo_lab.inference.fitting.inputs import check_objective
 from pyro_elbo_lab.inference.fitting.learnt import Learnt
 from pyro_elbo_lab.programs.arguments import integer
 from pyro_elbo_lab.programs.extras import needing
-from pyro_elbo_lab.programs.pair import Programs, run_both, set_up, training_programs
+from pyro_elbo_lab.programs.pair import Pair, Program
 from pyro_elbo_lab.programs.state import gradients_on, seeded
+from pyro_elbo_lab.programs.training import Programs, run_both, set_up, training_programs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from xarray import DataTree
 
 __all__ = ["Fit"]
-
-Program = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,8 @@ class Fit:
             from pyro_elbo_lab.inference.fitting.all_rows import from_batches
             from pyro_elbo_lab.inference.trees.convert import from_guide
         model, args, kwargs = self._model, self._args, self._kwargs
-        once = Programs(model, self.guide, lambda: run_both(model, self.guide, args, kwargs))
+        pair = Pair(model, self.guide, args, kwargs)
+        once = Programs(pair, lambda: run_both(pair))
         with gradients_on(), seeded(seed), self._learnt.in_place(once):
             if data is None and self._batches is not None:
                 tree = from_batches(self.guide, model, self._batches, args, kwargs, num_samples)
@@ -144,9 +144,8 @@ class Fit:
         if self._model is None:
             raise ValueError("This fit was loaded without a model, so it has nothing to restore.")
         values = self._learnt.with_parameters(self.averaged) if averaged else self._learnt
-        programs = training_programs(
-            self.objective, self._model, self.guide, self._args, self._kwargs
-        )
+        pair = Pair(self._model, self.guide, self._args, self._kwargs)
+        programs = training_programs(self.objective, pair)
         with gradients_on():
             values.written(programs)
 
@@ -212,8 +211,9 @@ class Fit:
         losses = content.pop("losses").cpu().numpy()
         learnt = Learnt(content.pop("parameters"), content.pop("buffers"))
         with gradients_on():
-            set_up(guide, args, kwargs)
-            programs = training_programs(objective, model, guide, args, kwargs)
+            pair = Pair(model, guide, args, kwargs)
+            set_up(pair)
+            programs = training_programs(objective, pair)
             learnt = learnt.written(programs)
         return Fit(
             losses=losses, guide=guide, objective=objective, _learnt=learnt, _model=model,

@@ -37,7 +37,7 @@ def steps_of(task: Task, compile: Compile) -> Steps:
         return SviSteps(task, f"eager: {task.num_steps} steps are few")
     started = time.perf_counter()
     try:
-        evaluation = evaluate(task.objective, task.model, task.guide, task.first, task.kwargs)
+        evaluation = evaluate(task.objective, task.pair)
     except CaptureError as error:
         warn(f"The fit is not compiled: eager: {error}.")
         return SviSteps(task, f"eager: {error}")

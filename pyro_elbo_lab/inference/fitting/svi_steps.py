@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pyro_elbo_lab.compilation.captured import parameters
 from pyro_elbo_lab.inference.fitting.update_rules import move_schedules
+from pyro_elbo_lab.programs.pair import Pair
 from pyro_elbo_lab.programs.state import random_states_kept
 
 __all__ = ["Average", "Rewindable", "Steps", "SviSteps", "Task", "svi_step"]
@@ -23,30 +24,32 @@ class Task(NamedTuple):
     """What is to be fitted.
 
     Attributes:
-        model: a Pyro model.
-        guide: a Pyro guide.
+        pair: model and guide, with the arguments of the first step.
         objective: the loss.
         optimizer: as SVI takes it.
         batches: positional arguments, one tuple a step, without end.
-        first: the first of them.
-        kwargs: keyword arguments of every step.
         varying: whether arguments differ from step to step.
         average_from: the step from which parameters are averaged, or None.
         num_steps: how many steps are planned.
         one_by_one: whether somebody looks on after every step.
     """
 
-    model: Program
-    guide: Program
+    pair: Pair
     objective: ELBO
     optimizer: PyroOptim
     batches: Iterator[tuple]
-    first: tuple
-    kwargs: Mapping[str, Any]
     varying: bool
     average_from: int | None
     num_steps: int
     one_by_one: bool
+
+    def at(self, batch: tuple) -> Pair:
+        """Model and guide with other positional arguments."""
+        return self.pair.at(batch)
+
+    def svi(self) -> SVI:
+        """Pyro's own way to take a step."""
+        return SVI(self.pair.model, self.pair.guide, self.optimizer, loss=self.objective)
 
 
 class Steps(Protocol):
@@ -180,8 +183,8 @@ class SviSteps:
         self.note = note
         self.seconds = 0.0
         self._task = task
-        self._svi = SVI(task.model, task.guide, task.optimizer, loss=task.objective)
-        self._batches = batches or Rewindable(task.batches, task.first)
+        self._svi = task.svi()
+        self._batches = batches or Rewindable(task.batches, task.pair.args)
         self._average = Average(task.average_from, means)
 
     @property
@@ -210,16 +213,14 @@ class SviSteps:
 
 def svi_step(svi: SVI, task: Task, batch: tuple) -> float:
     """One step of SVI and of the learning rate schedule; its loss."""
-    loss = svi.step(*batch, **task.kwargs)
+    loss = svi.step(*batch, **task.pair.kwargs)
     move_schedules(task.optimizer, loss)
     return loss
 
 
 def _leaves(task: Task) -> dict[str, Tensor]:
     with random_states_kept():
-        names, leaves = parameters(
-            task.objective, task.model, task.guide, task.first, dict(task.kwargs)
-        )
+        names, leaves = parameters(task.objective, task.pair)
     return dict(zip(names, leaves, strict=True))
 
 

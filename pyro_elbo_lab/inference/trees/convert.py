@@ -11,12 +11,13 @@ from xarray import DataTree
 from pyro_elbo_lab.inference.trees.datatree import to_datatree
 from pyro_elbo_lab.inference.trees.groups import constant_data, model_groups
 from pyro_elbo_lab.objectives.particles.guide_draws import GuideDraws, guide_draws
-from pyro_elbo_lab.objectives.particles.independence import latent_between_cells
 from pyro_elbo_lab.objectives.particles.layout import lay_out
+from pyro_elbo_lab.objectives.particles.probe import probe
 from pyro_elbo_lab.objectives.particles.scored import Stack, sort
 from pyro_elbo_lab.programs.arguments import check_count, check_programs
 from pyro_elbo_lab.programs.dims import part_of_the_rows, trace_dims
 from pyro_elbo_lab.programs.messages import warn
+from pyro_elbo_lab.programs.pair import Pair
 from pyro_elbo_lab.programs.replay import Replay, deterministics, observations
 from pyro_elbo_lab.programs.state import forget_namesakes, seeded
 
@@ -150,8 +151,9 @@ def from_guide(
     check_programs(model=model, guide=guide)
     check_count("num_samples", num_samples)
     forget_namesakes(guide)
+    pair = Pair(model, guide, args, kwargs)
     with torch.no_grad():
-        drawn = guide_draws(model, guide, args, kwargs, num_samples)
+        drawn = guide_draws(pair, num_samples)
     posterior = {name: _numpy(drawn.values(name))[None] for name in drawn.names}
     log_p, log_q = (_numpy(drawn.log_density(side))[None] for side in ("model", "guide"))
     stats = {"log_p": log_p, "log_q": log_q, "log_weight": log_p - log_q}
@@ -164,7 +166,7 @@ def from_guide(
         notes.append(f"no log-weights and no k-hat: {part}")
         warn(f"from_guide: {_PART.format(part)}")
     else:
-        cells, cell_dims = _cell_log_weights(drawn, model, guide, args, kwargs)
+        cells, cell_dims = _cell_log_weights(pair, drawn)
     attrs = {"inference": "guide"}
     attrs |= {"summed_out": ", ".join(drawn.summed_out)} if drawn.summed_out else {}
     attrs |= {"points": ", ".join(points)} if (points := drawn.structure.points) else {}
@@ -357,18 +359,12 @@ def _sample_stats(
 
 
 def _cell_log_weights(
-    drawn: GuideDraws,
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple,
-    kwargs: dict[str, Any],
+    pair: Pair, drawn: GuideDraws
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
     """By name, (chain, draw, *plates), and the plates; none where cells are not independent."""
     structure, particles = drawn.structure, drawn.particles
     layout = lay_out(structure, "auto")
-    if not any(layout.cells.values()):
-        return {}, {}
-    if latent_between_cells(model, guide, args, kwargs, structure, layout) is not None:
+    if not any(layout.cells.values()) or pair.once(probe).touching(layout) is not None:
         return {}, {}
     num = particles.num_outer
     stack = Stack(1, num, structure.max_plate_nesting, drawn.vectorize)

@@ -1,33 +1,24 @@
 """The sleep phase: the guide learns to invert the model on data that the model dreams up."""
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_elbo_lab.programs.pair import Pair, Program, traced
 from pyro_elbo_lab.programs.replay import unobserved
-from pyro_elbo_lab.programs.structure import Program, is_random, is_subsample
+from pyro_elbo_lab.programs.structure import is_random, is_subsample
 
 
-def dream(
-    model: Program,
-    guide: Program,
-    args: tuple,
-    kwargs: dict[str, Any],
-    *,
-    num: int,
-    share: float,
-) -> Tensor:
+def dream(pair: Pair, *, num: int, share: float) -> Tensor:
     """share * E[log q(z | x)] over z and x from the model, whose parameters do not learn from it.
 
     Args:
-        model: a Pyro model, whose observed sites are sampled.
-        guide: a Pyro guide with a keyword argument `observations`, in which it gets the dreamt
-            values of these sites by name.
-        args: positional arguments of both.
-        kwargs: keyword arguments of both.
+        pair: a model, whose observed sites are sampled, and a guide with a keyword argument
+            `observations`, in which it gets the dreamt values of these sites by name.
         num: the number of joint draws (z, x) from the model.
         share: a factor.
 
@@ -37,18 +28,18 @@ def dream(
     Raises:
         ValueError: the guide takes no `observations`, or draws a latent that the model has not.
     """
-    _check_takes_observations(guide)
+    _check_takes_observations(pair.guide)
     total = torch.zeros(())
     for _ in range(num):
         with torch.no_grad(), poutine.block():
-            dreamt = poutine.trace(unobserved(model)).get_trace(*args, **kwargs)
+            dreamt = traced(unobserved(pair.model), pair)
         observations = {
             name: site["value"]
             for name, site in dreamt.nodes.items()
             if site["type"] == "sample" and site["infer"].get("was_observed")
         }
-        replayed = poutine.replay(guide, trace=dreamt)
-        trace = poutine.trace(replayed).get_trace(*args, **{**kwargs, "observations": observations})
+        seeing = replace(pair, kwargs={**pair.kwargs, "observations": observations})
+        trace = traced(poutine.replay(pair.guide, trace=dreamt), seeing)
         for name, site in trace.nodes.items():
             if site["type"] == "sample" and not is_subsample(site) and is_random(site):
                 _check_dreamt(name, dreamt)

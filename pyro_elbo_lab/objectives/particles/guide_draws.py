@@ -9,18 +9,13 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_elbo_lab.objectives.particles.layout import linear
-from pyro_elbo_lab.objectives.particles.sampling import draw, is_vectorizable
+from pyro_elbo_lab.objectives.particles.probe import probe
+from pyro_elbo_lab.objectives.particles.sampling import Drawing, draw
 from pyro_elbo_lab.objectives.particles.scored import Particles
 from pyro_elbo_lab.objectives.particles.sobol import Placement
 from pyro_elbo_lab.programs.dims import has_value, is_deterministic
-from pyro_elbo_lab.programs.structure import (
-    Program,
-    Structure,
-    analyse,
-    aside,
-    first_enumerated_dim,
-    run,
-)
+from pyro_elbo_lab.programs.pair import Pair
+from pyro_elbo_lab.programs.structure import Structure, aside, first_enumerated_dim, run
 
 __all__ = ["GuideDraws", "guide_draws"]
 
@@ -67,57 +62,39 @@ class GuideDraws:
         return total if side == "model" else -total
 
 
-def guide_draws(
-    model: Program,
-    guide: Program,
-    args: tuple,
-    kwargs: Mapping[str, Any],
-    num_samples: int,
-    sobol: Placement | None = None,
-) -> GuideDraws:
+def guide_draws(pair: Pair, num_samples: int, sobol: Placement | None = None) -> GuideDraws:
     """Draw from a guide and score the draws, all at once where model and guide allow it.
 
     Args:
-        model: a Pyro model.
-        guide: a Pyro guide.
-        args: positional arguments of both.
-        kwargs: keyword arguments of both.
+        pair: model and guide with their arguments.
         num_samples: how many draws.
         sobol: where Sobol points replace Gaussian noise, from `particles.sobol`.
 
     Raises:
         ValueError: a guide that does not fit the model.
     """
-    kwargs = dict(kwargs)
-    structure, _ = analyse(model, guide, args, kwargs)
+    known = pair.once(probe)
+    structure = known.structure
     with aside(), torch.no_grad():
-        trace, _ = run(model, guide, args, kwargs)
-    vectorize = is_vectorizable(model, guide, args, kwargs)
-    options: dict[str, Any] = {"structure": structure, "layout": linear(), "sobol": sobol}
-    particles = draw(
-        model, guide, args, kwargs, num_outer=num_samples, vectorize=vectorize, **options
+        trace, _ = run(pair)
+    how = Drawing(
+        structure, linear(), num_outer=num_samples, vectorize=known.vectorizable, sobol=sobol
     )
+    particles = draw(pair, how)
     sites = {name: site for name, site in trace.nodes.items() if has_value(site)}
     drawn = {n: s for n, s in sites.items() if not s["is_observed"] or is_deterministic(s)}
-    summed = _summed_out(structure, model, guide, args, kwargs, drawn)
+    summed = _summed_out(pair, structure, drawn)
     names = tuple(name for name in drawn if name not in summed)
-    return GuideDraws(trace, structure, particles, vectorize, names, summed)
+    return GuideDraws(trace, structure, particles, how.vectorize, names, summed)
 
 
-def _summed_out(
-    structure: Structure,
-    model: Program,
-    guide: Program,
-    args: tuple,
-    kwargs: dict[str, Any],
-    drawn: Mapping[str, Any],
-) -> tuple[str, ...]:
+def _summed_out(pair: Pair, structure: Structure, drawn: Mapping[str, Any]) -> tuple[str, ...]:
     """Those among a model's sites that have many values at once where discrete sites are summed."""
     if not structure.enumerated:
         return ()
     first_dim = first_enumerated_dim(structure.max_plate_nesting)
     with aside(), torch.no_grad():
-        trace, _ = run(model, guide, args, kwargs, first_enumerated_dim=first_dim)
+        trace, _ = run(pair, first_enumerated_dim=first_dim)
     values = {name: trace.nodes[name]["value"] for name in drawn}
     changed = [n for n, v in values.items() if v.numel() != drawn[n]["value"].numel()]
     return tuple(n for n in drawn if n in changed or n in structure.enumerated)

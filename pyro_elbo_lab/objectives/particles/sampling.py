@@ -6,10 +6,9 @@ estimators need "with z held fixed" is derived from the same run by automatic di
 """
 
 import math
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pyro
@@ -18,29 +17,20 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_elbo_lab.objectives.expectations import Averages
-from pyro_elbo_lab.objectives.particles.layout import Layout, linear
-from pyro_elbo_lab.objectives.particles.scored import (
-    CellBlock,
-    Expectation,
-    Particles,
-    Run,
-    Stack,
-    sort,
-    sum_except,
-)
+from pyro_elbo_lab.objectives.particles.layout import Layout
+from pyro_elbo_lab.objectives.particles.scored import Expectation, Particles, Run, Stack, sort
 from pyro_elbo_lab.objectives.particles.sobol import Nets, Placement
 from pyro_elbo_lab.programs.branches import Branch
 from pyro_elbo_lab.programs.enumeration import Marginal, is_enumerated, log_density
+from pyro_elbo_lab.programs.pair import Pair, Program
 from pyro_elbo_lab.programs.structure import (
     PARTICLE_PLATE,
     Again,
     FactorKey,
-    Program,
     Recall,
     Site,
     Structure,
     Values,
-    analyse,
     aside,
     difference,
     factors,
@@ -89,6 +79,86 @@ class Runs:
     stack: Stack
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """How particles are drawn and scored.
+
+    Every particle sees the same subsample of every plate, and the K inner particles of an outer
+    one see the same shared latents.
+
+    Attributes:
+        structure: what is known of model and guide, from `structure.analyse`.
+        layout: which sites have weights of their own, from `layout`.
+        num_inner: K.
+        num_outer: M.
+        vectorize: run all particles at once in an outermost plate.
+        max_plate_nesting: at least this many dimensions are left to the program's own plates.
+        sums: sum out sites that ask for it even if `structure` has none.
+        detached: latents whose draws are cut from the graph (score-function estimator).
+        refreshed: latents whose draws are passed on as new tensors, so that a flow evaluates
+            log q through its inverse and not from its cache.
+        meet: which of the two a latent is that `structure` does not have.
+        leaves: make every draw a leaf of the graph, so that factors depend on each other through
+            nothing but their own latents.
+        latent_scale: multiplies log q and the log p of latents, as a user's own scale would.
+        sobol: where scrambled Sobol points replace Gaussian noise, from `sobol.place`.
+        branch: enumerate the guide's sites, those that are enumerated sequentially in this branch.
+        expectations: exact expectations that replace log-densities.
+        dice: latents whose score stands in the weights of an average, see `expectations`.
+        scored: further sites of the guide whose score does.
+    """
+
+    structure: Structure
+    layout: Layout
+    num_inner: int = 1
+    num_outer: int = 1
+    vectorize: bool = False
+    max_plate_nesting: int = 0
+    sums: bool = False
+    detached: frozenset[str] = frozenset()
+    refreshed: frozenset[str] = frozenset()
+    meet: Meet | None = None
+    leaves: bool = False
+    latent_scale: float | Tensor = 1.0
+    sobol: Placement | None = None
+    branch: Branch | None = None
+    expectations: Mapping[FactorKey, Expectation] = field(default_factory=dict)
+    dice: frozenset[str] = frozenset()
+    scored: frozenset[str] = frozenset()
+
+    @property
+    def num(self) -> int:
+        """The number of particles."""
+        return self.num_inner * self.num_outer
+
+    @property
+    def at_once(self) -> bool:
+        """Whether they have a plate of their own."""
+        return self.vectorize and self.num > 1
+
+    @property
+    def nesting(self) -> int:
+        """The dimensions that are left to the program's own plates."""
+        return max(self.structure.max_plate_nesting, self.max_plate_nesting)
+
+    @property
+    def shared(self) -> frozenset[str]:
+        """The latents that inner particles share."""
+        if self.num_inner == 1:
+            return frozenset()
+        return frozenset(self.structure.latents.keys() - self.layout.local)
+
+    @property
+    def summed(self) -> bool:
+        """Whether sites are summed out or averaged."""
+        return bool(self.structure.enumerated) or self.sums or self.branch is not None
+
+    @property
+    def first_enumerated_dim(self) -> int | None:
+        """Where they have their values, None if there are none."""
+        return first_enumerated_dim(self.nesting, self.at_once) if self.summed else None
+
+
 @contextmanager
 def _naming_vectorization(num: int, nesting: int) -> Iterator[None]:
     """Add to an error of a program that was not written for vectorised particles what to do."""
@@ -108,89 +178,73 @@ def _naming_vectorization(num: int, nesting: int) -> Iterator[None]:
         raise
 
 
-def draw(
-    model: Program,
-    guide: Program,
-    args: tuple,
-    kwargs: dict,
-    *,
-    structure: Structure,
-    layout: Layout,
-    expectations: Mapping[FactorKey, Expectation] | None = None,
-    dice: frozenset[str] = frozenset(),
-    scored: frozenset[str] = frozenset(),
-    **options: Any,
-) -> Particles:
+def draw(pair: Pair, how: Drawing, given: Values | None = None) -> Particles:
     """Run guide and model for all particles and sort their log-densities into the layout.
 
     Args:
-        model: a Pyro model.
-        guide: a Pyro guide.
-        args: positional arguments of both.
-        kwargs: keyword arguments of both.
-        structure: their dependencies, from `structure.analyse`.
-        layout: from `layout`.
-        expectations: exact expectations that replace log-densities.
-        dice: as for `sort_runs`.
-        scored: as for `sort_runs`.
-        options: those of `run_particles`.
+        pair: model and guide with their arguments.
+        how: the particles are drawn.
+        given: as for `run_particles`.
 
     Returns:
         The particles.
 
     Raises:
-        StructureChangedError: the sites are not those of `structure`.
+        StructureChangedError: the sites are not those of the structure.
         ValueError: a site's shape does not fit its plates; too many dimensions for Sobol points.
     """
-    done = run_particles(model, guide, args, kwargs, structure=structure, layout=layout, **options)
+    done = run_particles(pair, how, given)
     for one in done.runs:
-        found = signature(one.sites)
-        if found != structure.signature:
-            raise StructureChangedError(
-                "The sites of model and guide, or their plates, differ from run to run: "
-                f"{difference(structure.signature, found)}. Here all runs must have the same: "
-                "give every branch the same sample sites (poutine.mask switches one off)."
-            )
-    return sort_runs(done.runs, structure, layout, done.stack, expectations or {}, dice, scored)
+        check_sites(one, how.structure)
+    return sort_runs(done.runs, done.stack, how)
 
 
-def sort_runs(
-    runs: tuple[Run, ...],
-    structure: Structure,
-    layout: Layout,
-    stack: Stack,
-    expectations: Mapping[FactorKey, Expectation],
-    dice: frozenset[str] = frozenset(),
-    scored: frozenset[str] = frozenset(),
-) -> Particles:
-    """Sort the log-densities of runs that have the sites of `structure` into the layout.
+def check_sites(run: Run, structure: Structure) -> None:
+    """Refuse a run with other sites than are known.
+
+    Args:
+        run: from `run_particles`.
+        structure: what is known.
+
+    Raises:
+        StructureChangedError: there are others.
+    """
+    found = signature(run.sites)
+    if found != structure.signature:
+        raise StructureChangedError(
+            "The sites of model and guide, or their plates, differ from run to run: "
+            f"{difference(structure.signature, found)}. Here all runs must have the same: "
+            "give every branch the same sample sites (poutine.mask switches one off)."
+        )
+
+
+def sort_runs(runs: tuple[Run, ...], stack: Stack, how: Drawing) -> Particles:
+    """Sort the log-densities of runs that have the sites of the structure into the layout.
 
     Args:
         runs: from `run_particles`.
-        structure: their dependencies, from `structure.analyse`.
-        layout: from `layout`.
         stack: from `run_particles`.
-        expectations: exact expectations that replace log-densities.
-        dice: latents whose score stands in the weights of an average, see `expectations`.
-        scored: further sites of the guide whose score does.
+        how: they are scored.
     """
-    done = tuple(_summed(run, structure, dice, scored) for run in runs)
-    if expectations:
+    done = tuple(_summed(run, how) for run in runs)
+    if how.expectations:
         done = tuple(
             replace(
                 run,
-                expected={k: e.evaluate(run.sites[k], run.sites) for k, e in expectations.items()},
+                expected={
+                    k: e.evaluate(run.sites[k], run.sites) for k, e in how.expectations.items()
+                },
             )
             for run in done
         )
-    return sort(done, structure, layout, stack, expectations)
+    return sort(done, how.structure, how.layout, stack, how.expectations)
 
 
-def _summed(run: Run, structure: Structure, dice: frozenset[str], scored: frozenset[str]) -> Run:
+def _summed(run: Run, how: Drawing) -> Run:
     """The run with the sums over its enumerated sites."""
     averages = None
-    if structure.averaged or scored:
-        averages = Averages(run.sites, structure, dice, scored)
+    if how.structure.averaged or how.scored:
+        averages = Averages(run.sites, how.structure, how.dice, how.scored)
     densities = {}
     for key, site in run.sites.items():
         if key in run.densities:
@@ -202,56 +256,14 @@ def _summed(run: Run, structure: Structure, dice: frozenset[str], scored: frozen
     return replace(run, densities=densities, averages=averages)
 
 
-def run_particles(
-    model: Program,
-    guide: Program,
-    args: tuple,
-    kwargs: dict,
-    *,
-    structure: Structure,
-    layout: Layout,
-    num_inner: int = 1,
-    num_outer: int = 1,
-    vectorize: bool = False,
-    max_plate_nesting: int = 0,
-    sums: bool = False,
-    detached: frozenset[str] = frozenset(),
-    refreshed: frozenset[str] = frozenset(),
-    meet: Meet | None = None,
-    leaves: bool = False,
-    latent_scale: float | Tensor = 1.0,
-    sobol: Placement | None = None,
-    given: Values | None = None,
-    branch: Branch | None = None,
-) -> Runs:
+def run_particles(pair: Pair, how: Drawing, given: Values | None = None) -> Runs:
     """Run guide and model for all particles.
 
-    Every particle sees the same subsample of every plate, and the K inner particles of an outer
-    one see the same shared latents.
-
     Args:
-        model: a Pyro model.
-        guide: a Pyro guide.
-        args: positional arguments of both.
-        kwargs: keyword arguments of both.
-        structure: what is known of them; the runs may have other sites.
-        layout: from `layout`.
-        num_inner: K.
-        num_outer: M.
-        vectorize: run all particles at once in an outermost plate.
-        max_plate_nesting: at least this many dimensions are left to the program's own plates.
-        sums: sum out sites that ask for it even if `structure` has none.
-        detached: latents whose draws are cut from the graph (score-function estimator).
-        refreshed: latents whose draws are passed on as new tensors, so that a flow evaluates
-            log q through its inverse and not from its cache.
-        meet: which of the two a latent is that `structure` does not have.
-        leaves: make every draw a leaf of the graph, so that factors depend on each other through
-            nothing but their own latents.
-        latent_scale: multiplies log q and the log p of latents, as a user's own scale would.
-        sobol: where scrambled Sobol points replace Gaussian noise, from `quasirandom.place`.
+        pair: model and guide with their arguments; the runs may have other sites than are known.
+        how: the particles are drawn.
         given: values of latents of the guide that take the place of its draws, each with a leading
             dimension for the particles.
-        branch: enumerate the guide's sites, those that are enumerated sequentially in this branch.
 
     Returns:
         The runs, whose sums over sites are still to be evaluated: by `sort_runs`.
@@ -260,28 +272,20 @@ def run_particles(
         DeeperPlatesError: plates that leave no dimension to vectorised particles or sums.
         ValueError: too many dimensions for Sobol points.
     """
-    num = num_inner * num_outer
-    nesting = max(structure.max_plate_nesting, max_plate_nesting)
-    shared = frozenset(structure.latents.keys() - layout.local) if num_inner > 1 else frozenset()
-
-    at_once = vectorize and num > 1
-    summed = bool(structure.enumerated) or sums or branch is not None
-    enumerate_from = first_enumerated_dim(nesting, at_once) if summed else None
     given = given or {}
-    if vectorize and shared:
-        _refuse_shared_flows(structure, shared)
+    shared = how.shared
+    if how.vectorize and shared:
+        _refuse_shared_flows(how.structure, shared)
 
     def once(tied: frozenset[str], fresh: frozenset[str], replaced: Values) -> tuple[Run, Values]:
-        latents = frozenset(structure.latents)
-        given_to = _Given(replaced, num if at_once else None, nesting)
-        prepare = _Prepare(latents, tied, num_inner, detached, fresh, meet, leaves, given_to)
-        unscaled = isinstance(latent_scale, float | int) and latent_scale == 1
-        with nullcontext() if unscaled else _ScaleLatents(latent_scale, prepare.met):
-            traces = run(model, guide, args, kwargs, prepare, enumerate_from, branch, inside)
+        prepare = _Prepare(how, tied, fresh, replaced)
+        unscaled = isinstance(how.latent_scale, float | int) and how.latent_scale == 1
+        with nullcontext() if unscaled else _ScaleLatents(how.latent_scale, prepare.met):
+            traces = run(pair, prepare, how.first_enumerated_dim, how.branch, inside)
         model_trace, guide_trace = traces
         sites = factors(model_trace, guide_trace)
-        if at_once or summed:
-            _check_nesting(sites, nesting)
+        if how.at_once or how.summed:
+            _check_nesting(sites, how.nesting)
         densities = {
             key: log_density(site, site["value"])
             for key, site in sites.items()
@@ -293,63 +297,49 @@ def run_particles(
         return Run(sites, densities, {}, model_trace, subsamples), values
 
     runs = []
-    plate = _particle_plate(num, nesting) if at_once else None
-    inside = plate if branch is not None else None
+    plate = _particle_plate(how.num, how.nesting) if how.at_once else None
+    inside = plate if how.branch is not None else None
     around = plate if plate and not inside else nullcontext()
-    nets = Nets(sobol, num_inner, num_outer)
-    if vectorize:
-        with nets.all_particles(), around, _naming_vectorization(num, nesting):
-            runs.append(once(shared, refreshed, given)[0])
+    nets = Nets(how.sobol, how.num_inner, how.num_outer)
+    if how.vectorize:
+        with nets.all_particles(), around, _naming_vectorization(how.num, how.nesting):
+            runs.append(once(shared, how.refreshed, given)[0])
     else:
         earlier: dict[int, Values] = {}
         subsamples: Values = {}
-        for particle in range(num):
-            inner, outer = divmod(particle, num_outer)
+        for particle in range(how.num):
+            inner, outer = divmod(particle, how.num_outer)
             with nets.particle(particle), Recall(earlier[outer] if inner else subsamples):
                 # what is recalled stays one tensor, so that no path through it counts twice
-                fresh = refreshed - shared if inner else refreshed
+                fresh = how.refreshed - shared if inner else how.refreshed
                 own = {name: value[particle] for name, value in given.items()}
                 one, values = once(frozenset(), fresh, own)
             runs.append(one)
             earlier.setdefault(outer, values)
             subsamples |= {n: v for n, v in values.items() if n not in shared}
-    return Runs(tuple(runs), Stack(num_inner, num_outer, nesting, vectorize))
+    stack = Stack(how.num_inner, how.num_outer, how.nesting, how.vectorize)
+    return Runs(tuple(runs), stack)
 
 
 def _particle_plate(num: int, nesting: int) -> Any:
     return pyro.plate(PARTICLE_PLATE, num, dim=-nesting - 1)
 
 
-def repeat(
-    guide: Program,
-    args: tuple,
-    kwargs: dict,
-    *,
-    num: int,
-    vectorize: bool,
-    nesting: int,
-    branch: Branch | None,
-) -> Again:
+def repeat(pair: Pair, how: Drawing) -> Again:
     """What makes one more run as `run_particles` does, in all dimensions that it has there.
 
     Args:
-        guide: a Pyro guide.
-        args: positional arguments of model and guide.
-        kwargs: keyword arguments of both.
-        num: the number of particles.
-        vectorize: run them at once.
-        nesting: the dimensions of the program's own plates.
-        branch: as for `run_particles`.
+        pair: model and guide with their arguments.
+        how: the particles are drawn, with sites that are summed out.
 
     Returns:
         (model, handler that sees the guide's sites) -> traces of model and guide.
     """
-    at_once = vectorize and num > 1
-    first_dim = first_enumerated_dim(nesting, at_once)
 
     def again(model: Program, carry: Messenger) -> tuple[Any, Any]:
-        plate = _particle_plate(num, nesting) if at_once else None
-        return run(model, guide, args, kwargs, carry, first_dim, branch, plate)
+        plate = _particle_plate(how.num, how.nesting) if how.at_once else None
+        watched = pair.with_programs(model)
+        return run(watched, carry, how.first_enumerated_dim, how.branch, plate)
 
     return again
 
@@ -361,126 +351,17 @@ def _check_nesting(sites: Mapping[FactorKey, Site], nesting: int) -> None:
         raise DeeperPlatesError(deepest)
 
 
-def sites_vary(model: Program, guide: Program, args: tuple, kwargs: dict) -> bool:
+def sites_vary(pair: Pair) -> bool:
     """Whether some runs on the same subsamples have other sites than the first.
 
     Args:
-        model: a Pyro model.
-        guide: a Pyro guide.
-        args: positional arguments of both.
-        kwargs: keyword arguments of both.
+        pair: model and guide with their arguments.
     """
     with aside(), torch.no_grad():
-        first = run(model, guide, args, kwargs)
+        first = run(pair)
         with Recall(to_recall(*first, ())):
-            others = [run(model, guide, args, kwargs) for _ in range(_PROBES)]
+            others = [run(pair) for _ in range(_PROBES)]
     return any(signature(factors(*t)) != signature(factors(*first)) for t in others)
-
-
-def is_vectorizable(model: Program, guide: Program, args: tuple, kwargs: dict) -> bool:
-    """Whether two particles at once score as they do one after the other.
-
-    A program that sums or indexes dimensions from the left may run in a particle plate and give
-    wrong numbers. Here two particles are drawn at once, replayed one by one, and their
-    log-densities compared, site by site. Any exception counts as a no, among them that of a flow
-    that cannot be evaluated at a given value.
-
-    Args:
-        model: a Pyro model.
-        guide: a Pyro guide.
-        args: positional arguments of both.
-        kwargs: keyword arguments of both.
-    """
-    with aside(), torch.no_grad():
-        with _Untraced() as untraced:
-            subsamples = to_recall(*run(model, guide, args, kwargs), ())
-        shapes = {name: value.shape for name, value in untraced.values.items()}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # who asks has heard them
-            structure, single = analyse(model, guide, args, kwargs, subsamples, lenient=True)
-        options: dict[str, Any] = {"structure": structure, "layout": linear()}
-        try:
-            with Recall(subsamples), _Untraced() as untraced:
-                both = draw(model, guide, args, kwargs, num_outer=2, vectorize=True, **options)
-        except (RuntimeError, ValueError, IndexError, AssertionError):
-            return False
-        for i in range(2):
-            values = dict(subsamples)
-            for name, shape in shapes.items():
-                values[name] = untraced.values[name][i].reshape(shape)
-            for name in structure.latents:
-                key = FactorKey("guide", name)
-                values[name] = (
-                    both.runs[0].sites[key]["value"][i].reshape(single[key]["value"].shape)
-                )
-            try:
-                with Recall(values):
-                    alone = draw(model, guide, args, kwargs, **options)
-            except StructureChangedError:
-                return False
-            for one, two in zip(alone.shared, both.shared, strict=True):
-                if not torch.allclose(one.value[0].sum(), two.value[i].sum(), rtol=1e-3, atol=1e-3):
-                    return False
-    return True
-
-
-class _Untraced(Messenger):
-    """Notes draws that Pyro puts into no trace, such as those of a ConjugateReparam."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.values: Values = {}
-
-    def _pyro_post_sample(self, msg: Site) -> None:
-        if (msg["infer"] or {}).get("_do_not_trace") and not msg["is_observed"]:
-            self.values[msg["name"]] = msg["value"]
-
-
-def touching_cells(particles: Particles) -> str | None:
-    """The name of a local latent on which log-densities of other cells depend, None if none.
-
-    Names tell which sites depend on which, not which elements: a program may mix the elements of
-    a plate (a Cholesky factor times whitened draws, say). If the cells are independent, weighting
-    each cell's log-density by u multiplies the gradient in the cell by u and nothing else. Model
-    and guide are looked at one by one, as they cancel where the guide is the posterior.
-
-    Args:
-        particles: drawn with K = M = 1, not vectorised, `leaves=True`.
-    """
-    for block in particles.cells:
-        for side in ("model", "guide"):
-            log_density = _of_cells(particles, block, side)
-            for name in block.latents:
-                drawn = particles.draws[name]
-                if _touches(log_density, drawn.values[0], drawn.sites[0]["fn"].event_dim):
-                    return name
-    return None
-
-
-def _of_cells(particles: Particles, block: CellBlock, side: str) -> Tensor:
-    """The log-density of one side in each cell, (1, 1, *plates)."""
-    (one,) = particles.runs
-    stack = Stack(1, 1, block.log_weights.dim() - 2, vectorized=False)
-    cells = frozenset(block.plates)
-    total = torch.zeros_like(block.log_weights)
-    for key, around in particles.layout.cells.items():
-        if key.side == side and around == cells:
-            total = total + sum_except(stack([one.densities[key]]), block.plates.values())
-    return total
-
-
-def _touches(log_density: Tensor, z: Tensor, event_dim: int) -> bool:
-    if not (z.requires_grad and log_density.requires_grad):
-        return False
-    u = 1 + torch.rand_like(log_density)
-    plain, weighted = (
-        torch.autograd.grad(total, z, retain_graph=True, allow_unused=True)[0]
-        for total in (log_density.sum(), (u * log_density).sum())
-    )
-    if plain is None:
-        return False
-    own = u.reshape(u.shape[2:] + (1,) * event_dim)
-    return bool((weighted - own * plain).abs().max() > 1e-3 * plain.abs().max())
 
 
 def _refuse_shared_flows(structure: Structure, shared: frozenset[str]) -> None:
@@ -531,25 +412,13 @@ class _Prepare(Messenger):
     """
 
     def __init__(
-        self,
-        latents: frozenset[str],
-        tied: frozenset[str],
-        num_inner: int,
-        detached: frozenset[str],
-        refreshed: frozenset[str],
-        meet: Meet | None,
-        leaves: bool,
-        given: _Given,
+        self, how: Drawing, tied: frozenset[str], refreshed: frozenset[str], given: Values
     ) -> None:
         super().__init__()
-        self.latents = latents
-        self.given = given
+        self.how = how
         self.tied = tied
-        self.num_inner = num_inner
-        self.detached = detached
         self.refreshed = refreshed
-        self.meet = meet
-        self.leaves = leaves
+        self.given = _Given(given, how.num if how.at_once else None, how.nesting)
         self.met: set[str] = set()
 
     def _pyro_sample(self, msg: Site) -> None:
@@ -560,18 +429,19 @@ class _Prepare(Messenger):
 
     def _pyro_post_sample(self, msg: Site) -> None:
         name, value = msg["name"], msg["value"]
-        if name not in self.latents:
-            if self.meet and is_random(msg) and not is_subsample(msg):
-                msg["value"] = _changed(value, self.meet(msg))
+        how = self.how
+        if name not in how.structure.latents:
+            if how.meet and is_random(msg) and not is_subsample(msg):
+                msg["value"] = _changed(value, how.meet(msg))
             return
         if name in self.tied:
-            inner = value.reshape(self.num_inner, -1, *value.shape[1:])
+            inner = value.reshape(how.num_inner, -1, *value.shape[1:])
             value = inner[:1].expand_as(inner).reshape(value.shape)
         if name in self.refreshed:
             value = value.view_as(value)
-        if name in self.detached:
+        if name in how.detached:
             value = value.detach()
-        if self.leaves and value.is_floating_point():
+        if how.leaves and value.is_floating_point():
             value = value.detach().requires_grad_()
         msg["value"] = value
 

@@ -46,7 +46,8 @@ from torch.quasirandom import SobolEngine
 from pyro_elbo_lab.objectives.gradients.unbiased import Choice
 from pyro_elbo_lab.objectives.particles.layout import Layout
 from pyro_elbo_lab.programs.messages import warn
-from pyro_elbo_lab.programs.structure import FactorKey, Program, Site, Structure, aside, run
+from pyro_elbo_lab.programs.pair import Pair
+from pyro_elbo_lab.programs.structure import FactorKey, Site, Structure, aside, run
 
 Sampler = Literal["random", "sobol"]
 SAMPLERS: tuple[Sampler, ...] = ("random", "sobol")
@@ -88,7 +89,7 @@ def place(
     choices: Mapping[str, Choice],
     num_inner: int,
     num_outer: int,
-    program: tuple[Program, Program, tuple, dict],
+    pair: Pair,
 ) -> Placement:
     """Choose the nets for which the chosen gradient estimators stay unbiased.
 
@@ -98,7 +99,7 @@ def place(
         choices: the estimator of every latent.
         num_inner: K.
         num_outer: M.
-        program: model, guide, and the positional and keyword arguments of both.
+        pair: model and guide with their arguments.
 
     Returns:
         The placement.
@@ -106,7 +107,7 @@ def place(
     Raises:
         ValueError: the guide has no Gaussian noise; a latent that has some has the score estimator.
     """
-    gaussian = gaussian_latents(structure, *program)
+    gaussian = gaussian_latents(pair, structure)
     for name in sorted(gaussian):
         if choices[name].estimator == "score":
             raise ValueError(
@@ -138,17 +139,12 @@ def place(
     return Placement(gaussian - inner, inner, local)
 
 
-def gaussian_latents(
-    structure: Structure, model: Program, guide: Program, args: tuple, kwargs: dict
-) -> frozenset[str]:
+def gaussian_latents(pair: Pair, structure: Structure) -> frozenset[str]:
     """The latents whose draws in the guide are made from Gaussian noise, found by one run.
 
     Args:
-        structure: the dependencies of model and guide.
-        model: a Pyro model.
-        guide: a Pyro guide.
-        args: positional arguments of both.
-        kwargs: keyword arguments of both.
+        pair: model and guide with their arguments.
+        structure: their dependencies.
 
     Raises:
         ValueError: there are none.
@@ -162,12 +158,12 @@ def gaussian_latents(
     latents = structure.latents.values()
     reparameterized = frozenset(latent.name for latent in latents if latent.reparameterized)
     with aside(), torch.no_grad(), _Noise(reparameterized, note):
-        run(model, guide, args, kwargs)
+        run(pair)
     if not found:
         drawn = [f"'{latent.name}' ({latent.distribution})" for latent in latents]
         raise ValueError(
             "sampler='sobol' found no reparameterised Normal noise in guide "
-            f"{getattr(guide, '__name__', type(guide).__name__)}, whose random draws are "
+            f"{getattr(pair.guide, '__name__', type(pair.guide).__name__)}, whose random draws are "
             f"{', '.join(drawn) or 'none'}. Use sampler='random'."
         )
     return frozenset(found)

@@ -13,15 +13,16 @@ from xarray import Dataset, DataTree
 
 from pyro_elbo_lab.objectives.bounds import log_mean_exp, mean
 from pyro_elbo_lab.objectives.particles.guide_values import guide_values
-from pyro_elbo_lab.objectives.particles.independence import latent_between_cells
 from pyro_elbo_lab.objectives.particles.layout import Layout, lay_out, linear
-from pyro_elbo_lab.objectives.particles.sampling import draw, is_vectorizable
+from pyro_elbo_lab.objectives.particles.probe import Probe, probe
+from pyro_elbo_lab.objectives.particles.sampling import Drawing, draw
 from pyro_elbo_lab.objectives.particles.scored import Particles
 from pyro_elbo_lab.objectives.target import totals
 from pyro_elbo_lab.programs.arguments import check_count, check_programs
 from pyro_elbo_lab.programs.dims import subsampled_plate
+from pyro_elbo_lab.programs.pair import Pair
 from pyro_elbo_lab.programs.state import forget_namesakes
-from pyro_elbo_lab.programs.structure import FactorKey, Site, Structure, analyse
+from pyro_elbo_lab.programs.structure import FactorKey, Site, Structure
 from pyro_elbo_lab.statistics.importance import diagnose
 from pyro_elbo_lab.statistics.tolerances import MIN_DRAWS_PER_CHAIN
 from pyro_elbo_lab.trust.comparison.posteriors import posterior
@@ -188,7 +189,7 @@ def evidence(
     check_count("num_samples", num_samples, least=100)
     reference = _checked(reference)
     forget_namesakes(guide)
-    run = _Run.of(model, guide, args, kwargs)
+    run = _Run(Pair(model, guide, args, kwargs))
     _refuse_points(run.structure)
     if reference is not None and not run.subsampled:
         run.check_reference(reference)
@@ -227,15 +228,19 @@ def evidence(
 class _Run:
     """Model and guide, ready to be drawn from."""
 
-    programs: tuple[Any, Any, tuple, dict]
-    structure: Structure
-    sites: dict[FactorKey, Site]
-    vectorize: bool
+    pair: Pair
 
-    @classmethod
-    def of(cls, *programs: Any) -> "_Run":
-        structure, sites = analyse(*programs)
-        return cls(programs, structure, sites, is_vectorizable(*programs))
+    @property
+    def known(self) -> Probe:
+        return self.pair.once(probe)
+
+    @property
+    def structure(self) -> Structure:
+        return self.known.structure
+
+    @property
+    def sites(self) -> dict[FactorKey, Site]:
+        return self.known.sites
 
     @property
     def subsampled(self) -> str:
@@ -243,15 +248,10 @@ class _Run:
         plate = subsampled_plate(self.sites.values())
         return plate.name if plate else ""
 
-    def draw(self, layout: Layout, **options: Any) -> Particles:
+    def draw(self, layout: Layout, given: Any = None, **options: Any) -> Particles:
+        how = Drawing(self.structure, layout, vectorize=self.known.vectorizable, **options)
         with torch.no_grad():
-            return draw(
-                *self.programs,
-                structure=self.structure,
-                layout=layout,
-                vectorize=self.vectorize,
-                **options,
-            )
+            return draw(self.pair, how, given)
 
     def log_weights(self, num_draws: int) -> np.ndarray:
         """Of the guide's draws, (num_draws,)."""
@@ -260,7 +260,7 @@ class _Run:
 
     def at_reference(self, reference: Any) -> np.ndarray:
         """Of the reference's draws, (chain, draw)."""
-        values = guide_values(reference, self.structure, self.programs[1])
+        values = guide_values(reference, self.structure, self.pair.guide)
         num_draws = len(next(iter(values.values())))
         parts, start = [], 0
         for size in self._chunks(num_draws):
@@ -271,7 +271,7 @@ class _Run:
 
     def check_reference(self, reference: Any) -> None:
         """Refuse draws that are not those of the guide's latents, before anything is computed."""
-        for name, values in guide_values(reference, self.structure, self.programs[1]).items():
+        for name, values in guide_values(reference, self.structure, self.pair.guide).items():
             expected = self.sites[FactorKey("guide", name)]["value"]
             if values[0].numel() != expected.numel():
                 raise ValueError(
@@ -290,7 +290,7 @@ class _Run:
         layout = lay_out(self.structure, "auto")
         if not any(layout.cells.values()):
             return [], []
-        name = latent_between_cells(*self.programs, self.structure, layout)
+        name = self.known.touching(layout)
         if name is not None:
             return [], [f"The cells of '{name}' are not independent: joint weights only."]
         rows: list[Row] = []

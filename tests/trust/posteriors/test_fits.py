@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pyro_elbo_lab import Comparison, compare, from_guide
-from pyro_elbo_lab.objectives.particles.sampling import is_vectorizable
+from pyro_elbo_lab.objectives.particles.probe import is_vectorizable
+from pyro_elbo_lab.programs.pair import Pair
 from tests.trust.posteriors.registry import POSTERIORS
 
 EIGHT_SCHOOLS = "eight_schools-eight_schools_noncentered"
@@ -54,4 +55,4 @@ def test_programs_run_beneath_a_plate_of_draws(
 ) -> None:
     """With the densities of single runs, which is what is checked."""
     posterior = POSTERIORS[name]
-    assert is_vectorizable(posterior.model, fitted(name), posterior.arguments(shared), {})
+    assert is_vectorizable(Pair(posterior.model, fitted(name), posterior.arguments(shared)))
