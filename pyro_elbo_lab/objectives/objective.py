@@ -22,7 +22,7 @@ from pyro_elbo_lab.objectives.gradients.mixture import Mixture, mixture_surrogat
 from pyro_elbo_lab.objectives.gradients.unbiased import UNBIASED, Choice, Gradient, Method
 from pyro_elbo_lab.objectives.particles import sobol
 from pyro_elbo_lab.objectives.particles.layout import Layout, joint, lay_out, linear
-from pyro_elbo_lab.objectives.particles.probe import Probe
+from pyro_elbo_lab.objectives.particles.probe import Probe, is_vectorizable
 from pyro_elbo_lab.objectives.particles.sampling import (
     DeeperPlatesError,
     Drawing,
@@ -615,9 +615,10 @@ class Objective(ELBO):
         if structure.averaged or structure.drawn:
             self._check_averages(structure, sites)
         checking = checking and self._may_mix(structure)
-        known = Probe(pair, found._replace(structure=structure, sites=sites), crowded=checking)
+        crowded = checking and not structure.averaged
+        known = Probe(pair, found._replace(structure=structure, sites=sites), crowded)
         layout = self._lay_out(known)
-        if checking and not known.vectorizable:
+        if checking and not (known.vectorizable if crowded else _may_be_vectorized(pair)):
             self._warn_of_mixed_particles()
         routes = self.find_routes(structure, sites) if self.find_routes else {}
         plan = self._chosen(Plan(structure, layout, {}, routes, None), branching)
@@ -804,6 +805,14 @@ class Objective(ELBO):
             kl=route.name,
             why="; ".join(filter(None, (choice.reason, route.reason))),
         )
+
+
+def _may_be_vectorized(pair: Pair) -> bool:
+    """With draws in place of what the guide enumerates."""
+    try:
+        return is_vectorizable(pair)
+    except AssertionError:  # it insists on the shapes of all values
+        return True
 
 
 def _is_delta(plan: Plan, key: FactorKey) -> bool:

@@ -119,8 +119,9 @@ class Probe:
         """Particles drawn at once, and the draws of one of them; None if that is impossible."""
         how = Drawing(self.structure, linear(), num_outer=_CROWD, vectorize=True)
         try:
-            with aside(Recall(self._found.recall)), Untraced() as untraced, torch.no_grad():
-                drawn = draw(self._pair, how)
+            with torch.inference_mode(False), torch.no_grad():
+                with aside(Recall(self._found.recall)), Untraced() as untraced:
+                    drawn = draw(self._pair, how)
             values = {
                 name: untraced.values[name][_PLACE].reshape(value.shape)
                 for name, value in self._found.untraced.items()
