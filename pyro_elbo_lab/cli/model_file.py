@@ -14,9 +14,10 @@ from typing import Any
 import pyro
 
 from pyro_elbo_lab.cli import model_checks
-from pyro_elbo_lab.programs import structure
 from pyro_elbo_lab.programs.pair import Pair
 from pyro_elbo_lab.programs.state import seeded
+from pyro_elbo_lab.programs.structure.factors import factors
+from pyro_elbo_lab.programs.structure.runs import run
 
 Program = Callable[..., Any]
 
@@ -157,13 +158,13 @@ def _check_model(
 ) -> tuple[str, ...]:
     """Run the model once, and its exact draws; returns the names of its parameters."""
     with blaming(path, "the model failed"), seeded(0), pyro.get_param_store().scope():
-        trace, _ = structure.run(Pair(model, _no_guide, args, kwargs))
+        trace, _ = run(Pair(model, _no_guide, args, kwargs))
         _refuse(path, model_checks.of_sites(trace.nodes))
         trace.compute_log_prob()
         if exact_draws is not None:
             draws = exact_draws(2, *args, **kwargs)
             _refuse(path, model_checks.of_exact_draws(draws, 2, trace))
-    sites = structure.factors(trace, type(trace)())
+    sites = factors(trace, type(trace)())
     if all(site["is_observed"] for site in sites.values()):
         raise InputError(f"{path}: the model has no latent site: there is no posterior to find")
     return tuple(name for name, site in trace.nodes.items() if site["type"] == "param")

@@ -25,9 +25,9 @@ from pyro_elbo_lab.inference.storage.files import remove
 from pyro_elbo_lab.inference.storage.folders import check_folder, filling, slug
 from pyro_elbo_lab.inference.trees.convert import from_guide
 from pyro_elbo_lab.objectives.particles.probe import is_vectorizable
-from pyro_elbo_lab.programs import structure
 from pyro_elbo_lab.programs.pair import Pair
 from pyro_elbo_lab.programs.state import seeded
+from pyro_elbo_lab.programs.structure.analysis import analyse
 from pyro_elbo_lab.trust.comparison.sources import as_tree
 
 Combinations = dict[str, tuple[str, specs.ObjectiveSpec]]
@@ -68,7 +68,7 @@ def check_guide(file: ModelFile, name: str) -> tuple[str, ...]:
     values."""
     with blaming(file.path, f"guide {name!r} failed"), pyro.get_param_store().scope(), seeded(0):
         guide = specs.guide(name, file)
-        found, *_ = structure.analyse(Pair(file.model, guide, file.args, file.kwargs))
+        found, *_ = analyse(Pair(file.model, guide, file.args, file.kwargs))
     return tuple(found.points)
 
 

@@ -26,7 +26,7 @@ from pyro_elbo_lab.objectives.lower_bounds import (
     StandardELBO,
     ThermodynamicELBO,
 )
-from pyro_elbo_lab.programs.structure import hide_enumerated
+from pyro_elbo_lab.programs.structure.marks import hide_enumerated
 
 # The noise of a doubly reparameterised gradient is that of the draw divided by the guide's scale: a
 # guide as narrow as Pyro starts them (0.1) moves slowly.

@@ -29,7 +29,9 @@ from pyro_elbo_lab.objectives.objective import Objective
 from pyro_elbo_lab.objectives.particles.scored import Expectation
 from pyro_elbo_lab.objectives.plans import Route
 from pyro_elbo_lab.programs.dims import delta
-from pyro_elbo_lab.programs.structure import FactorKey, Latent, Site, Structure
+from pyro_elbo_lab.programs.enumeration import Site
+from pyro_elbo_lab.programs.structure.analysis import Latent, Structure
+from pyro_elbo_lab.programs.structure.factors import FactorKey
 
 Sites = Mapping[FactorKey, Site]
 

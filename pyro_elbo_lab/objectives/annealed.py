@@ -30,7 +30,9 @@ from pyro_elbo_lab.objectives.objective import Draw, Objective
 from pyro_elbo_lab.objectives.particles.scored import Factor, Particles, stacked_values
 from pyro_elbo_lab.programs.arguments import choice, integer
 from pyro_elbo_lab.programs.dims import subsampled_plate
-from pyro_elbo_lab.programs.structure import FactorKey, Program, Structure
+from pyro_elbo_lab.programs.pair import Program
+from pyro_elbo_lab.programs.structure.analysis import Structure
+from pyro_elbo_lab.programs.structure.factors import FactorKey
 
 Point = dict[str, Tensor]
 PREFIX = "annealed_"

@@ -30,7 +30,8 @@ from pyro_elbo_lab.objectives.objective import Draw, Objective
 from pyro_elbo_lab.objectives.particles.guide_values import guide_values
 from pyro_elbo_lab.objectives.particles.scored import Particles
 from pyro_elbo_lab.programs.arguments import integer, number
-from pyro_elbo_lab.programs.structure import Program, Structure
+from pyro_elbo_lab.programs.pair import Program
+from pyro_elbo_lab.programs.structure.analysis import Structure
 
 
 def ChiUpperBound(

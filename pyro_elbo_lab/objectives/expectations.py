@@ -43,7 +43,9 @@ from pyro_elbo_lab.programs.enumeration import (
     symbol,
     variable,
 )
-from pyro_elbo_lab.programs.structure import FactorKey, Structure, check_average
+from pyro_elbo_lab.programs.structure.analysis import Structure
+from pyro_elbo_lab.programs.structure.factors import FactorKey
+from pyro_elbo_lab.programs.structure.reach import check_average
 
 __all__ = ["Averages"]
 

@@ -40,30 +40,29 @@ from pyro_elbo_lab.objectives.schedules import checked_weight
 from pyro_elbo_lab.objectives.target import Target, value
 from pyro_elbo_lab.programs.arguments import check_nesting, integer
 from pyro_elbo_lab.programs.branches import Branch
-from pyro_elbo_lab.programs.enumeration import is_enumerated
+from pyro_elbo_lab.programs.enumeration import Site, is_enumerated
 from pyro_elbo_lab.programs.messages import warn
 from pyro_elbo_lab.programs.pair import Pair, Program
 from pyro_elbo_lab.programs.state import gradients_on
-from pyro_elbo_lab.programs.structure import (
-    PARTICLE_PLATE,
-    Again,
+from pyro_elbo_lab.programs.structure.analysis import (
     Analysis,
-    FactorKey,
-    NoAverageError,
-    Recall,
-    Site,
     Structure,
-    Values,
     analyse,
     are_paired,
-    aside,
     assume,
+)
+from pyro_elbo_lab.programs.structure.factors import (
+    PARTICLE_PLATE,
+    FactorKey,
     difference,
     is_evaluable,
     is_random,
     signature,
     summands,
 )
+from pyro_elbo_lab.programs.structure.reach import NoAverageError
+from pyro_elbo_lab.programs.structure.recall import Recall, Values, aside
+from pyro_elbo_lab.programs.structure.runs import Again
 
 LocalPlates = str | tuple[str, ...]
 Weights = Literal["cells", "complete", "joint"]

@@ -14,7 +14,8 @@ from pyro_elbo_lab.objectives.gradients.unbiased import Choice
 from pyro_elbo_lab.objectives.particles.layout import Layout
 from pyro_elbo_lab.objectives.particles.scored import Expectation
 from pyro_elbo_lab.objectives.particles.sobol import Placement
-from pyro_elbo_lab.programs.structure import FactorKey, Structure
+from pyro_elbo_lab.programs.structure.analysis import Structure
+from pyro_elbo_lab.programs.structure.factors import FactorKey
 
 MOST_PLANS = 64
 """Of one model and guide: a thousand sites take a plan of a megabyte."""

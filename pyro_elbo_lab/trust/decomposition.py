@@ -13,7 +13,7 @@ from pyro_elbo_lab.objectives.particles.scored import Factor, Particles
 from pyro_elbo_lab.programs.arguments import check_count, check_programs
 from pyro_elbo_lab.programs.pair import Pair
 from pyro_elbo_lab.programs.state import forget_namesakes, seeded
-from pyro_elbo_lab.programs.structure import Structure
+from pyro_elbo_lab.programs.structure.analysis import Structure
 
 __all__ = ["Decomposition", "Term", "decompose"]
 

@@ -19,7 +19,7 @@ from pyro_elbo_lab.programs.inventory import inventory
 from pyro_elbo_lab.programs.messages import warn
 from pyro_elbo_lab.programs.pair import Pair
 from pyro_elbo_lab.programs.state import forget_namesakes, seeded
-from pyro_elbo_lab.programs.structure import Structure
+from pyro_elbo_lab.programs.structure.analysis import Structure
 
 __all__ = ["linear_response"]
 

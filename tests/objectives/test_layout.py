@@ -7,7 +7,8 @@ import torch
 
 from pyro_elbo_lab.objectives.particles.layout import lay_out
 from pyro_elbo_lab.programs.pair import Pair
-from pyro_elbo_lab.programs.structure import FactorKey, analyse
+from pyro_elbo_lab.programs.structure.analysis import analyse
+from pyro_elbo_lab.programs.structure.factors import FactorKey
 
 ZERO = torch.zeros(())
 

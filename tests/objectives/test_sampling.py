@@ -13,7 +13,8 @@ from pyro_elbo_lab.objectives.particles.layout import lay_out, linear
 from pyro_elbo_lab.objectives.particles.probe import is_vectorizable
 from pyro_elbo_lab.objectives.particles.sampling import Drawing, draw
 from pyro_elbo_lab.programs.pair import Pair
-from pyro_elbo_lab.programs.structure import FactorKey, analyse
+from pyro_elbo_lab.programs.structure.analysis import analyse
+from pyro_elbo_lab.programs.structure.factors import FactorKey
 
 X = torch.linspace(-1.0, 1.0, 6)
 vectorized = pytest.mark.parametrize("vectorize", [True, False], ids=["vectorized", "sequential"])

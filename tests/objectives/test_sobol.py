@@ -32,7 +32,8 @@ from pyro_elbo_lab.objectives.particles.sobol import (
     scrambled_sobol,
 )
 from pyro_elbo_lab.programs.pair import Pair
-from pyro_elbo_lab.programs.structure import FactorKey, analyse
+from pyro_elbo_lab.programs.structure.analysis import analyse
+from pyro_elbo_lab.programs.structure.factors import FactorKey
 from tests.objectives.laws import exact, toys
 from tests.objectives.laws.estimation import guide_gradients, mean_loss, values_and_gradients
 from tests.support.tolerances import assert_mean_equals, critical_value

@@ -22,7 +22,9 @@ from pyro_elbo_lab.objectives.lower_bounds import StandardELBO
 from pyro_elbo_lab.objectives.particles.layout import lay_out
 from pyro_elbo_lab.programs.enumeration import LogSums, join
 from pyro_elbo_lab.programs.pair import Pair
-from pyro_elbo_lab.programs.structure import FactorKey, analyse, hide_enumerated
+from pyro_elbo_lab.programs.structure.analysis import analyse
+from pyro_elbo_lab.programs.structure.factors import FactorKey
+from pyro_elbo_lab.programs.structure.marks import hide_enumerated
 
 PARALLEL = {"enumerate": "parallel"}
 X = torch.tensor([-2.1, -1.7, 0.4, 2.3, 1.8])

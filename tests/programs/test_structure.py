@@ -7,7 +7,8 @@ import torch
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, AutoNormalMessenger
 
 from pyro_elbo_lab.programs.pair import Pair
-from pyro_elbo_lab.programs.structure import FactorKey, analyse
+from pyro_elbo_lab.programs.structure.analysis import analyse
+from pyro_elbo_lab.programs.structure.factors import FactorKey
 
 X = torch.tensor([0.3, -1.2, 0.8])
 

@@ -25,7 +25,7 @@ from torch.distributions import biject_to
 from pyro_elbo_lab.programs.dims import refuse_complex
 from pyro_elbo_lab.programs.precision import InFloat64, to_float64
 from pyro_elbo_lab.programs.replay import Replay, deterministics
-from pyro_elbo_lab.programs.structure import naming_empty_plates
+from pyro_elbo_lab.programs.structure.runs import naming_empty_plates
 
 __all__ = [
     "Potential",

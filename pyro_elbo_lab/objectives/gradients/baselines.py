@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pyro_elbo_lab.objectives.particles.scored import Draws
-from pyro_elbo_lab.programs.structure import Site
+from pyro_elbo_lab.programs.enumeration import Site
 
 _OPTIONS = frozenset(
     {

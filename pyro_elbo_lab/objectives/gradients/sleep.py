@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_elbo_lab.programs.pair import Pair, Program, traced
 from pyro_elbo_lab.programs.replay import unobserved
-from pyro_elbo_lab.programs.structure import is_random, is_subsample
+from pyro_elbo_lab.programs.structure.factors import is_random, is_subsample
 
 
 def dream(pair: Pair, *, num: int, share: float) -> Tensor:

@@ -32,7 +32,8 @@ from pyro_elbo_lab.objectives.particles.layout import Layout
 from pyro_elbo_lab.objectives.particles.scored import CellBlock, Draws, Particles, sum_except
 from pyro_elbo_lab.objectives.smoothness import has_kinks
 from pyro_elbo_lab.objectives.target import Target, along_outer, outer_derivatives, totals, value
-from pyro_elbo_lab.programs.structure import FactorKey, Latent, Structure
+from pyro_elbo_lab.programs.structure.analysis import Latent, Structure
+from pyro_elbo_lab.programs.structure.factors import FactorKey
 
 Gradient = Literal["auto", "pathwise", "doubly_reparameterized", "score", "wake"]
 Estimator = Literal[

@@ -42,7 +42,7 @@ from pyro_elbo_lab.objectives.gradients.unbiased import (
 from pyro_elbo_lab.objectives.particles.layout import Layout
 from pyro_elbo_lab.objectives.particles.scored import CellBlock, Draws, Particles, sum_except
 from pyro_elbo_lab.objectives.target import Target, value
-from pyro_elbo_lab.programs.structure import Structure
+from pyro_elbo_lab.programs.structure.analysis import Structure
 
 GRADIENTS: tuple[Gradient, ...] = ("auto", "wake", "doubly_reparameterized")
 

@@ -15,7 +15,9 @@ from pyro_elbo_lab.objectives.particles.scored import Particles
 from pyro_elbo_lab.objectives.particles.sobol import Placement
 from pyro_elbo_lab.programs.dims import has_value, is_deterministic
 from pyro_elbo_lab.programs.pair import Pair
-from pyro_elbo_lab.programs.structure import Structure, aside, first_enumerated_dim, run
+from pyro_elbo_lab.programs.structure.analysis import Structure
+from pyro_elbo_lab.programs.structure.recall import aside
+from pyro_elbo_lab.programs.structure.runs import first_enumerated_dim, run
 
 __all__ = ["GuideDraws", "guide_draws"]
 

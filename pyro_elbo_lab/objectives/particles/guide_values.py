@@ -14,7 +14,8 @@ from pyro.infer.autoguide import AutoContinuous, AutoNormal
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_elbo_lab.programs.structure import Program, Structure
+from pyro_elbo_lab.programs.pair import Program
+from pyro_elbo_lab.programs.structure.analysis import Structure
 
 Draws = Mapping[str, Any]
 

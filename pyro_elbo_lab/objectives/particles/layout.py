@@ -12,7 +12,8 @@ otherwise no bound of log p(x).
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pyro_elbo_lab.programs.structure import FactorKey, Structure
+from pyro_elbo_lab.programs.structure.analysis import Structure
+from pyro_elbo_lab.programs.structure.factors import FactorKey
 
 Cells = frozenset[str]
 

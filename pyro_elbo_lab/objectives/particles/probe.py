@@ -19,15 +19,9 @@ from pyro_elbo_lab.objectives.particles.sampling import (
 from pyro_elbo_lab.objectives.particles.scored import CellBlock, Particles, Run, Stack, sum_except
 from pyro_elbo_lab.programs.pair import Pair
 from pyro_elbo_lab.programs.state import gradients_on
-from pyro_elbo_lab.programs.structure import (
-    Analysis,
-    FactorKey,
-    Recall,
-    Untraced,
-    Values,
-    analyse,
-    aside,
-)
+from pyro_elbo_lab.programs.structure.analysis import Analysis, analyse
+from pyro_elbo_lab.programs.structure.factors import FactorKey
+from pyro_elbo_lab.programs.structure.recall import Recall, Untraced, Values, aside
 
 __all__ = ["Probe", "is_vectorizable", "probe"]
 
@@ -119,9 +113,9 @@ class Probe:
         """Particles drawn at once, and the draws of one of them; None if that is impossible."""
         how = Drawing(self.structure, linear(), num_outer=_CROWD, vectorize=True)
         try:
-            with torch.inference_mode(False), torch.no_grad():
-                with aside(Recall(self._found.recall)), Untraced() as untraced:
-                    drawn = draw(self._pair, how)
+            recalled = aside(Recall(self._found.recall))
+            with torch.inference_mode(False), torch.no_grad(), recalled, Untraced() as untraced:
+                drawn = draw(self._pair, how)
             values = {
                 name: untraced.values[name][_PLACE].reshape(value.shape)
                 for name, value in self._found.untraced.items()

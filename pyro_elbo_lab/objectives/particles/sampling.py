@@ -21,26 +21,20 @@ from pyro_elbo_lab.objectives.particles.layout import Layout
 from pyro_elbo_lab.objectives.particles.scored import Expectation, Particles, Run, Stack, sort
 from pyro_elbo_lab.objectives.particles.sobol import Nets, Placement
 from pyro_elbo_lab.programs.branches import Branch
-from pyro_elbo_lab.programs.enumeration import Marginal, is_enumerated, log_density
+from pyro_elbo_lab.programs.enumeration import Marginal, Site, is_enumerated, log_density
 from pyro_elbo_lab.programs.pair import Pair, Program
-from pyro_elbo_lab.programs.structure import (
+from pyro_elbo_lab.programs.structure.analysis import Structure
+from pyro_elbo_lab.programs.structure.factors import (
     PARTICLE_PLATE,
-    Again,
     FactorKey,
-    Recall,
-    Site,
-    Structure,
-    Values,
-    aside,
     difference,
     factors,
-    first_enumerated_dim,
     is_random,
     is_subsample,
-    run,
     signature,
-    to_recall,
 )
+from pyro_elbo_lab.programs.structure.recall import Recall, Values, aside, to_recall
+from pyro_elbo_lab.programs.structure.runs import Again, first_enumerated_dim, run
 
 _PROBES = 8
 Meet = Callable[[Site], Literal["detached", "refreshed", ""]]

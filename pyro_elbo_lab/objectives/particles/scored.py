@@ -17,16 +17,11 @@ from torch import Tensor
 
 from pyro_elbo_lab.objectives.expectations import Averages
 from pyro_elbo_lab.objectives.particles.layout import Cells, Layout
-from pyro_elbo_lab.programs.enumeration import Marginal, log_density
+from pyro_elbo_lab.programs.enumeration import Marginal, Site, log_density
 from pyro_elbo_lab.programs.messages import warn
-from pyro_elbo_lab.programs.structure import (
-    PARTICLE_PLATE,
-    FactorKey,
-    Latent,
-    Site,
-    Structure,
-    Values,
-)
+from pyro_elbo_lab.programs.structure.analysis import Latent, Structure
+from pyro_elbo_lab.programs.structure.factors import PARTICLE_PLATE, FactorKey
+from pyro_elbo_lab.programs.structure.recall import Values
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,13 @@ from torch.quasirandom import SobolEngine
 
 from pyro_elbo_lab.objectives.gradients.unbiased import Choice
 from pyro_elbo_lab.objectives.particles.layout import Layout
+from pyro_elbo_lab.programs.enumeration import Site
 from pyro_elbo_lab.programs.messages import warn
 from pyro_elbo_lab.programs.pair import Pair
-from pyro_elbo_lab.programs.structure import FactorKey, Site, Structure, aside, run
+from pyro_elbo_lab.programs.structure.analysis import Structure
+from pyro_elbo_lab.programs.structure.factors import FactorKey
+from pyro_elbo_lab.programs.structure.recall import aside
+from pyro_elbo_lab.programs.structure.runs import run
 
 Sampler = Literal["random", "sobol"]
 SAMPLERS: tuple[Sampler, ...] = ("random", "sobol")

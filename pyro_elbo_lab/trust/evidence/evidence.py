@@ -20,9 +20,11 @@ from pyro_elbo_lab.objectives.particles.scored import Particles
 from pyro_elbo_lab.objectives.target import totals
 from pyro_elbo_lab.programs.arguments import check_count, check_programs
 from pyro_elbo_lab.programs.dims import subsampled_plate
+from pyro_elbo_lab.programs.enumeration import Site
 from pyro_elbo_lab.programs.pair import Pair
 from pyro_elbo_lab.programs.state import forget_namesakes
-from pyro_elbo_lab.programs.structure import FactorKey, Site, Structure
+from pyro_elbo_lab.programs.structure.analysis import Structure
+from pyro_elbo_lab.programs.structure.factors import FactorKey
 from pyro_elbo_lab.statistics.importance import diagnose
 from pyro_elbo_lab.statistics.tolerances import MIN_DRAWS_PER_CHAIN
 from pyro_elbo_lab.trust.comparison.posteriors import posterior

@@ -1,0 +1,1 @@
+"""What a model and a guide are made of: their sites, and which depends on which."""
