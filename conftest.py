@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # before matplotlib is imported: never open a window
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for kernels of notebooks too, as tests share cores:
-# two threads that wait for each other and for a busy neighbour are ten times slower than one
+# two threads that wait for each other and for a busy neighbor are ten times slower than one
 
 import matplotlib.pyplot as plt
 import pyro

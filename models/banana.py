@@ -2,7 +2,7 @@
 
     x ~ Normal(0, 10),  y ~ Normal(b (100 - x^2), 1),  b = 0.03.
 
-It is what becomes of two independent Normals when y moves by b (100 - x^2), so its normalising
+It is what becomes of two independent Normals when y moves by b (100 - x^2), so its normalizing
 constant and its moments are known. x and y are uncorrelated, and strongly dependent: no Gaussian,
 of full rank or not, follows the ridge. There are no observations: the prior is the posterior, and
 the log evidence is 0. `guides["conditional"]` follows the ridge, with a bend to learn.

@@ -52,7 +52,7 @@ def exact(covariance: Tensor) -> dict[str, Any]:
 
 
 def mean_field(covariance: Tensor) -> dict[str, Any]:
-    """The fully factorised Gaussian with the largest ELBO: q_d = Normal(0, (C^-1)_dd^-1/2).
+    """The fully factorized Gaussian with the largest ELBO: q_d = Normal(0, (C^-1)_dd^-1/2).
 
     Args:
         covariance: C, shape (D, D).

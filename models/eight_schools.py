@@ -5,8 +5,8 @@ School j reports an effect y_j with a known standard error sigma_j. With J = 8,
     mu ~ Normal(0, 5),  tau ~ HalfCauchy(5),
     theta_j ~ Normal(mu, tau),  y_j ~ Normal(theta_j, sigma_j).
 
-`model`, which the command line uses, is the non-centred form: z_j ~ Normal(0, 1) is sampled and
-theta_j = mu + tau z_j follows. `model_centred` samples theta_j itself; its posterior is the same
+`model`, which the command line uses, is the non-centered form: z_j ~ Normal(0, 1) is sampled and
+theta_j = mu + tau z_j follows. `model_centered` samples theta_j itself; its posterior is the same
 and a funnel, hard for NUTS and for a guide.
 
 `exact` knows the posterior moments and the evidence: given tau everything is Gaussian, which
@@ -35,7 +35,7 @@ def data() -> tuple[Tensor, Tensor]:
 
 
 def model(y: Tensor, sigma: Tensor) -> None:
-    """The non-centred form."""
+    """The non-centered form."""
     mu, tau = _mu_and_tau(y)
     with pyro.plate("school", len(y)):
         z = pyro.sample("z", dist.Normal(y.new_zeros(()), 1.0))
@@ -43,8 +43,8 @@ def model(y: Tensor, sigma: Tensor) -> None:
         pyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
 
-def model_centred(y: Tensor, sigma: Tensor) -> None:
-    """The centred form."""
+def model_centered(y: Tensor, sigma: Tensor) -> None:
+    """The centered form."""
     mu, tau = _mu_and_tau(y)
     with pyro.plate("school", len(y)):
         theta = pyro.sample("theta", dist.Normal(mu, tau))

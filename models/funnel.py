@@ -7,7 +7,7 @@ fits both ends. There are no observations, so the prior is the posterior, every 
 and the log evidence is 0: v is Normal, and x_i a mixture of Normals over v, with the variance
 E[exp(v)] = exp(9 / 2).
 
-`model_noncentred` is the same distribution in coordinates without a funnel: z_i ~ Normal(0, 1) and
+`model_noncentered` is the same distribution in coordinates without a funnel: z_i ~ Normal(0, 1) and
 x_i = exp(v / 2) z_i. `guides["conditional"]` draws the x_i from their exact conditional, so that
 the only approximation is that of v, which is Normal and can be met exactly.
 
@@ -33,14 +33,14 @@ def data() -> tuple[Tensor]:
 
 
 def model(scale: Tensor) -> None:
-    """The centred form, a funnel."""
+    """The centered form, a funnel."""
     v = pyro.sample("v", dist.Normal(torch.zeros_like(scale), scale))
     with pyro.plate("scaled", NUM_SCALED):
         pyro.sample("x", dist.Normal(torch.zeros_like(scale), (v / 2).exp()))
 
 
-def model_noncentred(scale: Tensor) -> None:
-    """The non-centred form, a product of Normals."""
+def model_noncentered(scale: Tensor) -> None:
+    """The non-centered form, a product of Normals."""
     v = pyro.sample("v", dist.Normal(torch.zeros_like(scale), scale))
     with pyro.plate("scaled", NUM_SCALED):
         z = pyro.sample("z", dist.Normal(torch.zeros_like(scale), 1.0))

@@ -6,7 +6,7 @@
     species_n ~ Categorical(weights),
     x_n | species_n = c ~ Normal((length_c, width_c), diag(scale_c)),  n = 1..150.
 
-The covariates are standardised. Which component bears which number means nothing to a mixture:
+The covariates are standardized. Which component bears which number means nothing to a mixture:
 the posterior of one with exchangeable components has 3! equal modes. Here the mean petal lengths
 increase with the component's number, which leaves one mode of these.
 
@@ -35,7 +35,7 @@ NUM_COMPONENTS = 3
 
 
 def data() -> tuple[Tensor]:
-    """Standardised length and width of the petals, shape (150, 2), of 150 flowers."""
+    """Standardized length and width of the petals, shape (150, 2), of 150 flowers."""
     from sklearn.datasets import load_iris
 
     x = torch.as_tensor(load_iris().data[:, 2:])
@@ -68,7 +68,7 @@ def _mixture(x: Tensor, infer: dict[str, str]) -> None:
     with pyro.plate("component", NUM_COMPONENTS):
         width = pyro.sample("width", dist.Normal(zero, one))
         scales = pyro.sample("scales", dist.LogNormal(x.new_full((2,), -1.0), 1.0).to_event(1))
-    locs = centres(length, width)
+    locs = centers(length, width)
     with pyro.plate("flower", len(x)):
         c = pyro.sample("species", dist.Categorical(weights), infer=infer)
         normal = dist.Normal(_of_component(locs, c), _of_component(scales, c))
@@ -81,7 +81,7 @@ def _increasing(loc: Tensor, scale: Tensor) -> dist.TransformedDistribution:
     return dist.TransformedDistribution(base, [dist.transforms.OrderedTransform()])
 
 
-def centres(length: Tensor, width: Tensor) -> Tensor:
+def centers(length: Tensor, width: Tensor) -> Tensor:
     """The components' means, (..., 3, 2).
 
     Args:
@@ -104,7 +104,7 @@ def log_density(x: Tensor, weights: Tensor, locs: Tensor, scales: Tensor) -> Ten
     Args:
         x: shape (N, 2).
         weights: shape (..., 3).
-        locs: shape (..., 3, 2), see `centres`.
+        locs: shape (..., 3, 2), see `centers`.
         scales: shape (..., 3, 2).
 
     Returns:
@@ -129,7 +129,7 @@ def parameters(values: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     have a dimension of size 1 in place of the components where that is not their own."""
     weights = values["weights"]
     weights = weights.reshape(*weights.shape[:-2], NUM_COMPONENTS)
-    return weights, centres(values["length"], values["width"]), values["scales"]
+    return weights, centers(values["length"], values["width"]), values["scales"]
 
 
 def with_species(guide: Callable[[Tensor], dict[str, Tensor]]) -> Callable[[Tensor], Any]:

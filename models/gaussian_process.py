@@ -85,7 +85,7 @@ def exact(x: Tensor, y: Tensor, num_nodes: int = 31) -> dict[str, Any]:
     """
     x, y = x.double(), y.double()
     u = torch.linspace(-5, 5, num_nodes, dtype=x.dtype, device=x.device)
-    grid = torch.cartesian_prod(u, u, u)  # standardised logarithms
+    grid = torch.cartesian_prod(u, u, u)  # standardized logarithms
     nodes = {n: (m + s * g).exp() for (n, (m, s)), g in zip(PRIORS.items(), grid.T, strict=True)}
     log_prior = (dist.Normal(0.0, 1.0).log_prob(grid) + (u[1] - u[0]).log()).sum(-1)
     log_joint = log_prior + log_likelihood(x, y, **nodes)

@@ -4,7 +4,7 @@
     w_j = tau lam_j z_j,  y_i ~ Normal(x_i . w, sigma),  j = 1..20,  i = 1..60.
 
 tau pulls all weights to 0, and the heavy tail of a lam_j lets one go. z is sampled and w follows
-(the non-centred form): a weight at 0 says nothing of its scale, so tau, lam and w make a funnel.
+(the non-centered form): a weight at 0 says nothing of its scale, so tau, lam and w make a funnel.
 The density of a lam falls like lam^-3 in the posterior, so it has no variance: compare w.
 
 Given sigma, tau and lam everything is Gaussian: `given_scales`.

@@ -3,7 +3,7 @@
     w ~ Normal(0, I),  y_i ~ Normal(x_i . w, 0.7),  i = 1..442.
 
 The data are those of diabetes patients: ten baseline measurements x and the progression y of the
-disease a year later, all standardised (mean 0, sd 1), so no intercept is needed. Some of the
+disease a year later, all standardized (mean 0, sd 1), so no intercept is needed. Some of the
 measurements are strongly correlated, and the posterior with them: a mean-field guide must
 underestimate its spread. 0.7 is close to the residual sd of least squares.
 
@@ -26,7 +26,7 @@ NOISE = 0.7
 
 
 def data() -> tuple[Tensor, Tensor]:
-    """Standardised measurements x, shape (442, 10), and progression y, shape (442,)."""
+    """Standardized measurements x, shape (442, 10), and progression y, shape (442,)."""
     from sklearn.datasets import load_diabetes
 
     x, y = (torch.as_tensor(a, dtype=torch.float64) for a in load_diabetes(return_X_y=True))

@@ -2,7 +2,7 @@
 
     b ~ Normal(0, 1),  w ~ Normal(0, I),  y_i ~ Bernoulli(sigmoid(b + x_i . w)),  i = 1..569.
 
-The covariates are 30 measurements of cell nuclei, standardised (mean 0, sd 1). Many are functions
+The covariates are 30 measurements of cell nuclei, standardized (mean 0, sd 1). Many are functions
 of each other (radius, perimeter, area), so the prior matters and the posterior is correlated.
 Nothing about it is known exactly.
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def data() -> tuple[Tensor, Tensor]:
-    """Standardised measurements x, shape (569, 30), and labels y, 0 or 1, shape (569,)."""
+    """Standardized measurements x, shape (569, 30), and labels y, 0 or 1, shape (569,)."""
     from sklearn.datasets import load_breast_cancer
 
     x, y = (torch.as_tensor(a, dtype=torch.float64) for a in load_breast_cancer(return_X_y=True))

@@ -6,7 +6,7 @@ basement (x_i = 0) or on the first floor (x_i = 1):
     mu ~ Normal(0, 5),  tau ~ HalfNormal(1),  a_c ~ Normal(mu, tau),  c = 1..85,
     b ~ Normal(0, 5),  sigma ~ HalfNormal(1),  y_i ~ Normal(a_{c_i} + b x_i, sigma).
 
-The intercepts are sampled themselves (the centred form): the data say more about most of them than
+The intercepts are sampled themselves (the centered form): the data say more about most of them than
 the prior does, so tau and a do not make a funnel.
 
 Data: simulated from the model by a fixed seed, nothing is fetched. Numbers of houses and counties,

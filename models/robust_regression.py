@@ -3,7 +3,7 @@
     b0 ~ Normal(0, 1),  b ~ Normal(0, I),  sigma ~ HalfNormal(1),  nu ~ Gamma(2, 0.1),
     y_i ~ StudentT(nu, b0 + x_i . b, sigma),  i = 1..21.
 
-The covariates and y are standardised. Four of the 21 days (1, 3, 4 and 21) are far from what the
+The covariates and y are standardized. Four of the 21 days (1, 3, 4 and 21) are far from what the
 other seventeen say; with a small nu they cost little and hardly move the regression, with a large
 nu the errors are Gaussian and they do. 21 days cannot tell which: 90 % of the posterior of nu is
 spread from 4 to 46.
@@ -37,7 +37,7 @@ def measurements() -> tuple[Tensor, Tensor]:
 
 
 def data() -> tuple[Tensor, Tensor]:
-    """Standardised covariates x, shape (21, 3), and standardised loss y, shape (21,)."""
+    """Standardized covariates x, shape (21, 3), and standardized loss y, shape (21,)."""
     x, y = measurements()
     x = (x - x.mean(0)) / x.std(0, correction=0)
     y = (y - y.mean()) / y.std(correction=0)

@@ -4,15 +4,15 @@
     step_t ~ Normal(0, 1),  level_t = start + wander sum_{s <= t} step_s,
     y_t ~ Normal(level_t, noise),  t = 1..100.
 
-The flow is standardised. The steps are sampled and the levels follow (the non-centred form), in one
-site: a level is a sum over time, so time is no plate of the latents.
+The flow is standardized. The steps are sampled and the levels follow (the non-centered form), in
+one site: a level is a sum over time, so time is no plate of the latents.
 
 Given the two sds everything is Gaussian, and a Kalman filter integrates the levels out
 (`log_likelihood`). What is left is an integral over two logarithms (`exact`).
 
 Data: the Nile at Aswan, 1871 to 1970; G. W. Cobb (1978), The problem of the Nile: conditional
 solution to a changepoint problem, Biometrika 65. Model as in J. Durbin and S. J. Koopman (2001),
-Time series analysis by state space methods, chapter 2, where the variances that maximise the
+Time series analysis by state space methods, chapter 2, where the variances that maximize the
 likelihood are 15099 for the noise and 1469.1 for the wandering, in the units of `flow`.
 """
 
@@ -41,7 +41,7 @@ def flow() -> Tensor:
 
 
 def data() -> tuple[Tensor]:
-    """Standardised flow y, shape (100,)."""
+    """Standardized flow y, shape (100,)."""
     y = flow()
     return (((y - y.mean()) / y.std(correction=0)).to(torch.get_default_dtype()),)
 

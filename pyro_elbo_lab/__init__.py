@@ -1,6 +1,6 @@
 """Variational inference in Pyro: objectives, references and comparisons.
 
-Draw particles from a guide and score them; the bound that is optimised, its gradient, the evidence
+Draw particles from a guide and score them; the bound that is optimized, its gradient, the evidence
 estimate and the diagnostics are functions of the same log-weights.
 
 Public names are listed in `__init__.pyi`, and imported when they are first used: a loss in

@@ -1,4 +1,4 @@
-"""The command ``elbo-lab compare``."""
+"""The command `elbo-lab compare`."""
 
 import argparse
 from collections.abc import Callable

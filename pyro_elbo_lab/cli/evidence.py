@@ -1,4 +1,4 @@
-"""The command ``elbo-lab evidence``."""
+"""The command `elbo-lab evidence`."""
 
 import argparse
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The command ``elbo-lab``."""
+"""The command `elbo-lab`."""
 
 import shlex
 import sys
@@ -9,7 +9,7 @@ from pyro_elbo_lab.cli.options import parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``elbo-lab`` and return its exit code.
+    """Run `elbo-lab` and return its exit code.
 
     It is 0; 2 for bad input, or results that cannot be written; 130 when interrupted by Ctrl-C and
     143 by SIGTERM.

@@ -34,7 +34,7 @@ def of_data(arguments: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _arrays(value: Any, place: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Every array of real or complex numbers within ``value``, and where it is."""
+    """Every array of real or complex numbers within `value`, and where it is."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _arrays(item, f"{place}[{key!r}]")
@@ -76,7 +76,7 @@ def of_sites(sites: Mapping[str, Any]) -> Iterator[str]:
 
 
 def of_guides(guides: Any) -> Iterator[str]:
-    """Complaints about the file's ``guides``."""
+    """Complaints about the file's `guides`."""
     if not isinstance(guides, Mapping) or not all(map(callable, guides.values())):
         yield "`guides` must be a dict of functions that return a guide"
         return

@@ -28,7 +28,7 @@ class InputError(Exception):
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What a model file defines, ``args`` and ``kwargs`` for the model from its ``data()``, and
+    """What a model file defines, `args` and `kwargs` for the model from its `data()`, and
     the names of the parameters that the model learns."""
 
     path: Path
@@ -43,10 +43,10 @@ class ModelFile:
 def load(path: str | Path) -> ModelFile:
     """Load a model file, get its data and run its model once.
 
-    The file defines ``model``, a Pyro model, and ``data()``, which returns a tuple (the model's
+    The file defines `model`, a Pyro model, and `data()`, which returns a tuple (the model's
     positional arguments), a dict (its keyword arguments) or anything else (its one argument). It
-    may define ``guides``, a dict of functions without arguments that return a guide, and
-    ``exact_draws(num_draws, ...)``, a function of the model's arguments that draws its latents
+    may define `guides`, a dict of functions without arguments that return a guide, and
+    `exact_draws(num_draws, ...)`, a function of the model's arguments that draws its latents
     from the posterior, each (num_draws, *shape).
 
     Raises:
@@ -74,8 +74,8 @@ def load(path: str | Path) -> ModelFile:
 def blaming(path: Path, doing: str) -> Iterator[None]:
     """Turn what the user's code raises into an InputError that points at its line.
 
-    So become errors that Pyro and we raise about the user's model. Others, without a line of the
-    user's among their causes, are faults of ours and pass.
+    Errors that Pyro or this package raise about the user's model are treated alike. Others, without
+    a line of the user's among their causes, are faults of this package and propagate.
     """
     try:
         yield
@@ -175,7 +175,7 @@ def _no_guide(*args: Any, **kwargs: Any) -> None:
 
 
 def _place(error: BaseException, path: Path) -> str:
-    """Return the line of the user's file that was being run when ``error`` arose, or nothing."""
+    """The line of the user's file that was being run when `error` arose, or nothing."""
     file = str(path.resolve())
     if isinstance(error, SyntaxError) and error.filename == file:
         return f"{path}, line {error.lineno}: "

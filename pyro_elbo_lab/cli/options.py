@@ -26,7 +26,7 @@ LEAST_FOR_EVIDENCE = 100  # as `evidence` asks
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of ``elbo-lab``: `command` is the name of the module that runs what is asked."""
+    """The parser of `elbo-lab`: `command` is the name of the module that runs what is asked."""
     whole = argparse.ArgumentParser(
         prog="elbo-lab", description="Variational inference with Pyro, compared with NUTS."
     )

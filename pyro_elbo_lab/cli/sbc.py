@@ -1,4 +1,4 @@
-"""The command ``elbo-lab sbc``."""
+"""The command `elbo-lab sbc`."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""What the commands of ``elbo-lab`` share: options, a fitted guide, a NUTS reference."""
+"""What the commands of `elbo-lab` share: options, a fitted guide, a NUTS reference."""
 
 import argparse
 import hashlib
@@ -27,7 +27,7 @@ from pyro_elbo_lab.inference.trees.convert import from_guide
 from pyro_elbo_lab.objectives.particles.probe import is_vectorizable
 from pyro_elbo_lab.programs.pair import Pair
 from pyro_elbo_lab.programs.state import seeded
-from pyro_elbo_lab.programs.structure.analysis import analyse
+from pyro_elbo_lab.programs.structure.analysis import analyze
 from pyro_elbo_lab.trust.comparison.sources import as_tree
 
 Combinations = dict[str, tuple[str, specs.ObjectiveSpec]]
@@ -68,7 +68,7 @@ def check_guide(file: ModelFile, name: str) -> tuple[str, ...]:
     values."""
     with blaming(file.path, f"guide {name!r} failed"), pyro.get_param_store().scope(), seeded(0):
         guide = specs.guide(name, file)
-        found, *_ = analyse(Pair(file.model, guide, file.args, file.kwargs))
+        found, *_ = analyze(Pair(file.model, guide, file.args, file.kwargs))
     return tuple(found.points)
 
 
@@ -88,7 +88,7 @@ def check_reference(file: ModelFile) -> None:
 
 
 def check_out(path: str, check: Callable[[str], None] = check_folder) -> None:
-    """Refuse an ``--out`` that cannot be written."""
+    """Refuse an `--out` that cannot be written."""
     if not path:
         raise InputError("--out is empty; name a folder")
     try:
@@ -165,7 +165,7 @@ _USUAL = re.compile(r"[a-z0-9_]{1,30}, [a-z]+(-[a-z]+)*(:[0-9]{1,9})?")
 
 
 def write(what: str, folder: Path, writing: Callable[[Path], Path]) -> None:
-    """Call ``writing`` with the folder, or with another if that one cannot be written.
+    """Call `writing` with the folder, or with another if that one cannot be written.
 
     Args:
         what: is written.

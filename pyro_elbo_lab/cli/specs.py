@@ -28,7 +28,7 @@ from pyro_elbo_lab.objectives.lower_bounds import (
 )
 from pyro_elbo_lab.programs.structure.marks import hide_enumerated
 
-# The noise of a doubly reparameterised gradient is that of the draw divided by the guide's scale: a
+# The noise of a doubly reparameterized gradient is that of the draw divided by the guide's scale: a
 # guide as narrow as Pyro starts them (0.1) moves slowly.
 _SCALE = {"init_scale": 0.5}
 
@@ -59,7 +59,7 @@ those whose guide is the approximation: where paths of `AnnealedELBO` start is n
 
 @dataclass(frozen=True)
 class ObjectiveSpec:
-    """An objective as asked for: ``standard``, ``importance-weighted:16``."""
+    """An objective as asked for: `standard`, `importance-weighted:16`."""
 
     spec: str
     build: Callable[..., ELBO]
@@ -67,7 +67,7 @@ class ObjectiveSpec:
 
 
 def objective(spec: str) -> ObjectiveSpec:
-    """Read ``name`` or ``name:K``.
+    """Read `name` or `name:K`.
 
     Raises:
         InputError: if the name is unknown, or K missing where needed, no integer or below 1.
@@ -100,9 +100,9 @@ jackknife, chi, forward-kl, tail-adaptive
 
 
 def guide(name: str, file: ModelFile) -> Any:
-    """Return a new guide: one of the file's own ``guides``, or else one of :data:`GUIDES`.
+    """A new guide: one of the file's own `guides`, or else one of `GUIDES`.
 
-    Those of :data:`GUIDES` leave out what is marked to be summed out.
+    Those of `GUIDES` leave out what is marked to be summed out.
 
     Raises:
         InputError: if neither knows the name, or the file's function returns no guide.

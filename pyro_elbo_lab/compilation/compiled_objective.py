@@ -384,7 +384,7 @@ class CompiledELBO(ELBO):
 
 
 def _announce(evaluation: Evaluation) -> None:
-    """Show the parameters to handlers such as SVI's, which collects what to optimise."""
+    """Show the parameters to handlers such as SVI's, which collects what to optimize."""
     stack, store = runtime._PYRO_STACK, pyro.get_param_store()
     collects = len(stack) == 1 and type(stack[0]) is TraceMessenger and stack[0].param_only
     places = zip(evaluation.names, evaluation.places, evaluation.leaves, strict=True)

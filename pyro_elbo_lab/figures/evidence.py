@@ -29,7 +29,7 @@ class Bound(Protocol):
 class Sandwich(Protocol):
     """The best believable bounds of log p(x) from below and above, None where there is none.
 
-    ``table`` has all bounds, and ``plot`` draws them.
+    `table` has all bounds, and `plot` draws them.
     """
 
     @property
@@ -96,7 +96,7 @@ def common_bounds(evidence: Mapping[str, Sandwich]) -> tuple[Bound | None, Bound
 
 
 def width(bounds: Sandwich) -> float:
-    """Of the interval between both bounds, in nats; NaN where one is missing."""
+    """The width of the interval between both bounds, in nats; NaN where one is missing."""
     if bounds.lower is None or bounds.upper is None:
         return float("nan")
     return bounds.upper.value - bounds.lower.value

@@ -32,7 +32,7 @@ def plot_forest(comparison: Comparison, max_parameters: int = 12) -> Figure:
 
     Each parameter is shifted by the mean and divided by the sd of the reference, so that all share
     an axis, which is linear in the middle and logarithmic where some interval lies far outside.
-    Beyond ``max_parameters``, only those with the largest Wasserstein distances are drawn.
+    Beyond `max_parameters`, only those with the largest Wasserstein distances are drawn.
 
     Example:
         >>> from pyro_elbo_lab import compare
@@ -51,9 +51,9 @@ def plot_forest(comparison: Comparison, max_parameters: int = 12) -> Figure:
         figure, axes = plt.subplots(figsize=(theme.WIDTH, height), layout="constrained")
         for i, parameter in enumerate(parameters):
             draws = comparison.draws(parameter)
-            centre, scale = draws["reference"].mean(), draws["reference"].std(ddof=1)
+            center, scale = draws["reference"].mean(), draws["reference"].std(ddof=1)
             for name, values in draws.items():
-                quantiles = (np.quantile(values, _QUANTILES) - centre) / scale
+                quantiles = (np.quantile(values, _QUANTILES) - center) / scale
                 if name == "reference":
                     _shade_reference(axes, quantiles, i)
                 _draw_interval(axes, quantiles, i + slot[name], styles[name])
@@ -85,7 +85,7 @@ def _compress(axes: Axes) -> None:
 
 
 def row_height(num_intervals: int) -> float:
-    """Of one parameter in the forest, in inches."""
+    """The height of one parameter in the forest, in inches."""
     return 0.09 * num_intervals + 0.16
 
 
@@ -95,7 +95,7 @@ def plot_densities(comparison: Comparison, max_parameters: int = 12) -> Figure:
     The densities are kernel estimates in the parameters' own units; of a discrete parameter these
     are shares, and the reference's are bars. Draws beyond the panel are not
     drawn; an arrow at its edge stands for an approximation whose median is there. Beyond
-    ``max_parameters``, only those with the largest Wasserstein distances are drawn.
+    `max_parameters`, only those with the largest Wasserstein distances are drawn.
 
     Example:
         >>> from pyro_elbo_lab import compare
@@ -185,7 +185,7 @@ def _point_beyond(axes: Axes, median: float, low: float, high: float, color: str
 
 
 def _density(draws: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return grid and density of the draws within the window, scaled to their share of all."""
+    """Grid and density of the draws within the window, scaled to their share of all."""
     inside = draws[(low <= draws) & (draws <= high)]
     if inside.size < 10:
         return np.array([low, high]), np.zeros(2)

@@ -46,7 +46,7 @@ def plot_pairs(comparison: Comparison) -> Figure:
     """Draw, for each approximation, the pair of parameters whose correlation is most wrong.
 
     The reference is the grey cloud with its regions of 50 % and 90 % probability, the
-    approximation the coloured cloud with the outlines of its own. The pair is sought among the 100
+    approximation the colored cloud with the outlines of its own. The pair is sought among the 100
     parameters with the largest Wasserstein distances; for a point estimate it is the first two.
     Two discrete parameters have clouds only, spread out at each pair of values, the reference's at
     the left.
@@ -179,7 +179,7 @@ def _fill_the_plane(draws: np.ndarray) -> bool:
 
 
 def _regions(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Grid, density and the levels that enclose 90 % and 50 % of the draws ``(2, S)``."""
+    """Grid, density and the levels that enclose 90 % and 50 % of the draws `(2, S)`."""
     density, x, y, levels = array_stats.kde2d(draws[0], draws[1], hdi_probs=_SHARES)
     return x, y, density.T, np.sort(levels)
 

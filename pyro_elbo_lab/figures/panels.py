@@ -21,9 +21,9 @@ _FEW_VALUES = 12
 class Comparison(Protocol):
     """What figures ask of a comparison, as `compare` makes it: arrays, by names.
 
-    ``dataset`` holds the numbers of every approximation and parameter, ``approximations`` the
-    compared DataTrees, and ``draws`` gives all draws of a parameter, by approximation and under
-    ``"reference"``.
+    `dataset` holds the numbers of every approximation and parameter, `approximations` the
+    compared DataTrees, and `draws` gives all draws of a parameter, by approximation and under
+    `"reference"`.
     """
 
     @property
@@ -34,7 +34,7 @@ class Comparison(Protocol):
 
 
 def farthest(comparison: Comparison, most: int) -> list[str]:
-    """All parameters in their order, or the ``most`` farthest from the reference, worst first."""
+    """All parameters in their order, or the `most` farthest from the reference, worst first."""
     distance = comparison.dataset["wasserstein"].max("approximation")
     names = distance["parameter"].values
     if len(names) > most:
@@ -57,7 +57,7 @@ def selection(what: str, shown: int, total: int) -> str:
 def panels(
     count: int, columns: int, height: float, margin: float = 1.0, share: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` panels of ``height`` inches, in at most ``columns`` columns."""
+    """A figure with `count` panels of `height` inches, in at most `columns` columns."""
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     figure, grid = plt.subplots(
@@ -77,7 +77,7 @@ def panels(
 
 
 def wrapped(name: str, count: int) -> list[str]:
-    """The lines of a name that stands above one of ``count`` panels."""
+    """The lines of a name that stands above one of `count` panels."""
     return textwrap.wrap(name, 84 // min(3, count), break_on_hyphens=False)
 
 
@@ -105,7 +105,7 @@ def discrete_values(draws: Iterable[np.ndarray]) -> np.ndarray | None:
 def mark(axis: Axis, ticks: Iterable[float], place: Callable[[Any], Any]) -> None:
     """Put ticks where their labels have room: an eighth of the axis apart, the middle ones first.
 
-    ``place`` is what the axis makes of a number before it is drawn.
+    `place` is what the axis makes of a number before it is drawn.
     """
     middle_first = sorted(ticks, key=lambda tick: (abs(place(tick)), tick))
     room = (place(max(middle_first)) - place(min(middle_first))) / 8

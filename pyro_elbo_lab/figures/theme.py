@@ -1,7 +1,7 @@
-"""How all figures look: sizes, fonts, and one colour, marker and line for each approximation.
+"""How all figures look: sizes, fonts, and one color, marker and line for each approximation.
 
-The reference is black or grey; each approximation keeps one colour of the Okabe-Ito palette (its
-colours stay apart in the common forms of colour blindness), one marker and one line style in every
+The reference is black or grey; each approximation keeps one color of the Okabe-Ito palette (its
+colors stay apart in the common forms of color blindness), one marker and one line style in every
 figure.
 """
 
@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 
 WIDTH = 7.2
-"""Of a figure, in inches: a printed page less its margins."""
+"""The width of a figure, in inches: a printed page less its margins."""
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
@@ -64,9 +64,9 @@ def settings() -> Iterator[None]:
 
 
 def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Colour, marker and line style by name, those of "reference" first.
+    """Color, marker and line style by name, those of "reference" first.
 
-    From the seventh name on colours return, from the ninth on markers and lines; no two of 24 names
+    From the seventh name on colors return, from the ninth on markers and lines; no two of 24 names
     have both in common.
 
     >>> list(styles(["mean-field"]))
@@ -96,7 +96,7 @@ def legend(figure: Figure, shown: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def drawn(style: Mapping[str, Any]) -> dict[str, Any]:
-    """A style in terms of SVG: colour, the marker's outline within ±0.5, and dashes.
+    """A style in terms of SVG: color, the marker's outline within ±0.5, and dashes.
 
     >>> drawn(REFERENCE)["color"], drawn(REFERENCE)["dashes"]
     ('black', '')

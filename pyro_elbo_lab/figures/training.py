@@ -29,9 +29,9 @@ def plot_loss(losses: np.ndarray, ax: Axes | None = None) -> Axes:
     steps = np.arange(1, len(losses) + 1)
     window = max(1, len(losses) // 50)
     medians = [np.median(part) for part in np.array_split(losses, max(1, len(losses) // window))]
-    centres = [np.mean(part) for part in np.array_split(steps, len(medians))]
+    centers = [np.mean(part) for part in np.array_split(steps, len(medians))]
     ax.plot(steps, losses, linewidth=0.5, alpha=0.4, color="C0", label="every step")
-    ax.plot(centres, medians, linewidth=1.8, color="C1", label=f"median of {window} steps")
+    ax.plot(centers, medians, linewidth=1.8, color="C1", label=f"median of {window} steps")
     low, high = np.nanquantile(losses[len(losses) // 10 :], [0.005, 0.995])
     margin = 0.05 * (high - low) or 1.0
     ax.set(xlabel="step", ylabel="loss (nats)", ylim=(low - margin, high + margin))
@@ -47,7 +47,7 @@ def plot_training(comparison: Comparison, losses: Mapping[str, np.ndarray]) -> F
 
     Args:
         comparison: gives each approximation the style that it has in the other figures.
-        losses: arrays of shape ``(num_steps,)`` by name of an approximation.
+        losses: arrays of shape `(num_steps,)` by name of an approximation.
 
     Example:
         >>> from pyro_elbo_lab import compare
@@ -74,6 +74,6 @@ def plot_training(comparison: Comparison, losses: Mapping[str, np.ndarray]) -> F
             axes.set_ylim(low - margin, high + margin)
         axes.set_xlabel("training step")
         axes.set_ylabel("objective (nats)")
-        entitle(figure, "Training: running mean of the maximised objective")
+        entitle(figure, "Training: running mean of the maximized objective")
         theme.legend(figure, {name: {**styles[name], "marker": ""} for name in losses})
     return figure

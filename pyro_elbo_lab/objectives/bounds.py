@@ -1,4 +1,4 @@
-"""Bounds: pure functions from log-weights to the value that is maximised.
+"""Bounds: pure functions from log-weights to the value that is maximized.
 
 A bound F maps the log-weights l_1..l_K of K particles, stacked in dimension 0, to one value for
 every index of the remaining dimensions (outer particles, cells of plates). It reads nothing but
@@ -239,7 +239,7 @@ def _thermodynamic_potential(log_weights: Tensor, pairs: list[tuple[float, float
 
 
 def self_normalized(log_weights: Tensor) -> Tensor:
-    """The evidence upper bound by self-normalised importance sampling: F(l) = sum_k w_k l_k with
+    """The evidence upper bound by self-normalized importance sampling: F(l) = sum_k w_k l_k with
     w = softmax(l). It tends to log p(x) + KL(p || q) from below as K grows.
 
     References:

@@ -37,7 +37,7 @@ from pyro_elbo_lab.programs.structure.analysis import Structure
 def ChiUpperBound(
     num_particles: int, n: float = 2.0, gradient: Gradient = "auto", **keywords: Any
 ) -> Objective:
-    """The chi upper bound CUBO_n = log E_q[w^n] / n of log p(x), which is minimised.
+    """The chi upper bound CUBO_n = log E_q[w^n] / n of log p(x), which is minimized.
 
     For the upper end of an evidence sandwich, and for guides that must not be narrower than the
     posterior. The bound is infinite where w^n has no expectation, and its estimate
@@ -58,7 +58,7 @@ def ChiUpperBound(
 
     Returns:
         A loss for `pyro.infer.SVI`: the estimate itself, in nats. Weights are joint, as an upper
-        bound for cells given shared latents is none for all; subsampling is refused.
+        bound for cells given shared latents is no bound for all; subsampling is refused.
 
     References:
         Dieng, Tran, Ranganath, Paisley and Blei (2017), Variational inference via chi upper bound
@@ -146,7 +146,7 @@ def ForwardKL(
 ) -> Objective:
     """KL(p(z | x) || q), up to log p(x): the evidence upper bound log p(x) + KL(p || q).
 
-    Without a reference it is estimated by self-normalised importance weights w of K draws of the
+    Without a reference it is estimated by self-normalized importance weights w of K draws of the
     guide, sum_k w_k l_k, which tends to the bound from below. The guide follows
     sum_k w_k d log q(z_k), which is biased for few particles and needs no differentiable draws. It
     covers all modes that its draws find.

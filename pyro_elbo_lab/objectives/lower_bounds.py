@@ -236,7 +236,7 @@ def RenyiELBO(
     number("RenyiELBO: alpha", alpha, "a finite number")
     if alpha < 0:
         raise ValueError(
-            f"alpha={alpha!r}: the bound is an upper one for alpha < 0, which is minimised. "
+            f"alpha={alpha!r}: the bound is an upper one for alpha < 0, which is minimized. "
             f"Use ChiUpperBound(n={1 - alpha})."
         )
     name = f"RenyiELBO({alpha})"
@@ -254,11 +254,11 @@ def ThermodynamicELBO(
 
     log p(x) is the integral of E_b[l] over b from 0 (the guide) to 1 (the posterior), where l is
     the log-weight. A Riemann sum bounds it: the left one from below, the right one from above. The
-    expectations are taken by self-normalised importance weights softmax(b l) of K particles, for
+    expectations are taken by self-normalized importance weights softmax(b l) of K particles, for
     which left sum <= IW_K <= right sum holds at every draw.
 
     The left sum lies between the ELBO (one interval) and IW_K; it serves models with discrete
-    latents, where it was introduced. The right sum is minimised, and an upper bound of log p(x) in
+    latents, where it was introduced. The right sum is minimized, and an upper bound of log p(x) in
     the limit of many particles.
 
     Args:

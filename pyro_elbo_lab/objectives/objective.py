@@ -1,6 +1,6 @@
 """The adapter to `pyro.infer.ELBO`: a target, a gradient estimator and a layout behind SVI's loss.
 
-`lower_bounds` and its neighbours have the named objectives, which only choose these parts.
+`lower_bounds` and its neighbors have the named objectives, which only choose these parts.
 """
 
 import math
@@ -47,7 +47,7 @@ from pyro_elbo_lab.programs.state import gradients_on
 from pyro_elbo_lab.programs.structure.analysis import (
     Analysis,
     Structure,
-    analyse,
+    analyze,
     are_paired,
     assume,
 )
@@ -120,7 +120,7 @@ class Objective(ELBO):
         num_inner: K, the number of particles inside the bound.
         num_outer: M, the number of independent estimates.
         outer: from these estimates (M,) to the value, by default their mean, see `target`.
-        upper: whether the value is an upper bound, which is minimised.
+        upper: whether the value is an upper bound, which is minimized.
         gradient: "auto", "pathwise", "doubly_reparameterized" or "score", see `gradients.unbiased`.
         method: the family of gradient estimators.
         weights: "cells" gives each cell of local plates weights of its own beside shared latents,
@@ -131,7 +131,7 @@ class Objective(ELBO):
         source: (draw, structure, guide) -> particles, where draw() gives those of the guide and
             draw(given=values) scores other values.
         own_term: from model and guide with their arguments, a `Pair`, to a term that is added to
-            what is maximised.
+            what is maximized.
         find_routes: exact expectations in place of Monte Carlo terms (linear bounds only).
         sampler: "random", or "sobol" for scrambled Sobol points in place of the guide's Gaussian
             noise, which lowers the variance of averages over many particles (powers of 2 are
@@ -295,7 +295,7 @@ class Objective(ELBO):
         if self.target.outer is not mean and self.num_outer > 1:
             notes += (f"the {self.num_outer} outer particles are weighted, not averaged",)
         if self.target.upper:
-            notes += ("an upper bound, which is minimised",)
+            notes += ("an upper bound, which is minimized",)
         if len(plans) > 1:
             runs = "branch to branch" if plans.branches else "run to run"
             notes += (f"the sites change from {runs}: these are those of one",)
@@ -572,7 +572,7 @@ class Objective(ELBO):
             branching: latents on which the program branches.
             drawn: sites that are known to have to be drawn.
             unaveraged: further ones, with the reasons.
-            checking: warn where vectorised particles do not score as they do one by one.
+            checking: warn where vectorized particles do not score as they do one by one.
         """
         reasons = dict(unaveraged or {})
         while True:
@@ -599,7 +599,7 @@ class Objective(ELBO):
         recall = {} if run is None else run.recalled | self._draws_of(run)
         path = Branch(branch.path, drawn=branch.drawn) if branch else Branch()
         try:
-            found = analyse(pair, recall, lenient=self._is_linear(), branch=path)
+            found = analyze(pair, recall, lenient=self._is_linear(), branch=path)
         except NotImplementedError:
             raise
         except (AssertionError, RuntimeError, IndexError) as error:  # only its own shapes fit

@@ -18,7 +18,7 @@ from pyro_elbo_lab.programs.structure.analysis import Structure
 from pyro_elbo_lab.programs.structure.factors import FactorKey
 
 MOST_PLANS = 64
-"""Of one model and guide: a thousand sites take a plan of a megabyte."""
+"""The plans that are kept of one model and guide: a thousand sites take a plan of a megabyte."""
 
 
 @dataclass(frozen=True)

@@ -40,14 +40,14 @@ def has_kinks(bound: Bound, num_particles: int) -> bool:
     profile = torch.special.ndtri(shares).unsqueeze(1)  # spread like normal draws, in no order
     particle = _most_heard(bound, profile)
     reach = _REACH
-    centre = profile[particle].clone()
+    center = profile[particle].clone()
     for count in _POINTS:
-        points = centre + torch.linspace(-reach, reach, count, dtype=torch.float64)
+        points = center + torch.linspace(-reach, reach, count, dtype=torch.float64)
         slope, curvature = _derivatives(bound, profile, particle, points)
         explained = (curvature[1:] + curvature[:-1]) / 2 * points.diff()
         unexplained = (slope.diff() - explained).abs()
         worst = int(unexplained.argmax())
-        centre, reach = points[worst : worst + 2].mean(), reach / (count - 1)
+        center, reach = points[worst : worst + 2].mean(), reach / (count - 1)
     return bool(unexplained[worst] > _SMALLEST_JUMP * slope.abs().max())
 
 

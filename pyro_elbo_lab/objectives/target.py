@@ -1,4 +1,4 @@
-"""What is optimised: an inner bound in every cell, an outer one over independent estimates.
+"""What is optimized: an inner bound in every cell, an outer one over independent estimates.
 
     T_m = sum of the shared factors + sum over cells of scale * F(l_cell,m,1..K),   m = 1..M
     value = B(T_1, ..., T_M)
@@ -25,7 +25,7 @@ class Target:
     Attributes:
         inner: F.
         outer: B.
-        upper: whether the value bounds log p(x) from above, and is minimised.
+        upper: whether the value bounds log p(x) from above, and is minimized.
         num_inner: K, the number of log-weights that F is given.
         num_outer: M, the number of estimates that B is given.
     """
@@ -38,7 +38,7 @@ class Target:
 
     @property
     def sign(self) -> int:
-        """+1 where the value is maximised, -1 where it is minimised."""
+        """+1 where the value is maximized, -1 where it is minimized."""
         return -1 if self.upper else 1
 
 

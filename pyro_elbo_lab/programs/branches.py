@@ -57,7 +57,7 @@ class Branch(Messenger):
             try:
                 values = enumerate_site(msg)
             except (NotImplementedError, AttributeError):
-                return  # is drawn, and then refused with a message by `structure.analyse`
+                return  # is drawn, and then refused with a message by `structure.analyze`
             self.taken[name] = self.path.get(name, len(values) - 1)
             msg["value"], msg["done"] = values[self.taken[name]], True
             msg["infer"]["_enum_total"] = len(values)

@@ -28,7 +28,7 @@ SAMPLE_DIMS = ("chain", "draw")
 def site_dims(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, tuple[str, ...]]:
     """Names for the dimensions of every sample site of a model: its plates' names.
 
-    The model runs once, with a seed of its own. A dimension that belongs to a vectorised plate
+    The model runs once, with a seed of its own. A dimension that belongs to a vectorized plate
     bears the plate's name; every other one, such as an event dimension, is `<site>_dim_<i>`,
     counted from 0 at each site. A plate called `chain` or `draw` counts as unnamed, and so does one
     of which it is unclear which dimension of a `pyro.deterministic` without `event_dim` it spans.
@@ -57,7 +57,7 @@ def site_dims(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str,
 
 
 def trace_dims(trace: poutine.Trace) -> dict[str, tuple[str, ...]]:
-    """As `site_dims`, of a model that has already been run: `poutine.trace(model).get_trace()`."""
+    """Like `site_dims`, for a run of a model: `poutine.trace(model).get_trace()`."""
     return {name: _dims(name, site) for name, site in trace.nodes.items() if has_value(site)}
 
 
@@ -79,7 +79,7 @@ def subsampled_plate(sites: Iterable[dict[str, Any]]) -> Any:
 
 
 def part_of_the_rows(trace: poutine.Trace) -> str:
-    """Of which plate a run has seen a part of the rows, in words; "" if it has seen all of all."""
+    """The plate of which a run has seen only some rows, in words; "" if there is none."""
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and type(site["fn"]).__name__ == "_Subsample":
             size, seen = site["fn"].size, len(np.unique(_indices(site["value"])))

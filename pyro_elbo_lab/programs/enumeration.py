@@ -46,7 +46,7 @@ class Marginal:
 
     Attributes:
         sites: the model's sites, by name.
-        plates: the vectorised plates that all of them lie in, which the sum keeps.
+        plates: the vectorized plates that all of them lie in, which the sum keeps.
         given: those whose values the guide enumerates, over which is not summed.
     """
 
@@ -104,7 +104,7 @@ class Marginal:
         return dict.fromkeys(f.name for site in self.sites.values() for f in plates_of(site))
 
 
-def marginalise(sites: Mapping[str, Site], given: frozenset[str] = frozenset()) -> dict[str, Site]:
+def marginalize(sites: Mapping[str, Site], given: frozenset[str] = frozenset()) -> dict[str, Site]:
     """Replace sites that depend on enumerated variables by one site for every component.
 
     Args:
@@ -317,7 +317,7 @@ def _quoted(names: Iterable[str]) -> str:
 
 
 def plates_of(site: Site) -> list[Any]:
-    """The frames of a site's vectorised plates."""
+    """The frames of a site's vectorized plates."""
     return [f for f in site["cond_indep_stack"] if f.vectorized]
 
 

@@ -1,7 +1,7 @@
 """Where a program keeps what it learns: its parameters, and the buffers of its modules.
 
 Parameters are found by a run of the program, in the param store or in modules. A buffer is state
-too, such as the running statistics of a batch normalisation: those of the program's own modules
+too, such as the running statistics of a batch normalization: those of the program's own modules
 are found, of all modules that it calls, and of transforms in its distributions.
 """
 

@@ -25,7 +25,7 @@ Program = Callable[..., Any]
 Extract = Callable[[poutine.Trace], dict[str, Tensor]]
 
 _VALUES_AT_ONCE = 2_000_000
-"""Of the largest site, in one run: 16 MB of float64."""
+"""The most values of a site in one run: 16 MB of float64."""
 
 _PLATE = "_draws"
 

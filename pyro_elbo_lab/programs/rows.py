@@ -182,7 +182,7 @@ def _plates(guide: Program, rows: Rows) -> Iterator[None]:
 
 
 def _frames(guide: Any) -> dict[str, Any]:
-    """The vectorised plates that hold latents of an autoguide, by name."""
+    """The vectorized plates that hold latents of an autoguide, by name."""
     return dict(guide._prototype_frames)  # AutoStructured empties its prototype_trace
 
 

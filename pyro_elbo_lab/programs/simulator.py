@@ -25,8 +25,8 @@ _REFUSAL = "Latents and data cannot be drawn from this model:"
 class Simulated(NamedTuple):
     """One draw of latents and data.
 
-    ``model`` is the model given the data, ``args`` and ``kwargs`` its arguments with the data in
-    place of what was observed, ``truth`` the values of latent and deterministic sites.
+    `model` is the model given the data, `args` and `kwargs` its arguments with the data in
+    place of what was observed, `truth` the values of latent and deterministic sites.
     """
 
     model: Program
@@ -82,7 +82,7 @@ def simulator(model: Program, args: tuple, kwargs: Mapping[str, Any]) -> Simulat
     Raises:
         ValueError: a model without observations or latents, with parameters to learn, factors,
             scaled sites, subsampled plates or improper priors; or one that reads its data other
-            than through ``obs=``, for a prior or as a predictor, which is found out where these
+            than through `obs=`, for a prior or as a predictor, which is found out where these
             data are an argument.
     """
     with seeded(0), pyro.get_param_store().scope(), torch.no_grad(), poutine.block():

@@ -25,7 +25,7 @@ def latents(trace: poutine.Trace) -> list[str]:
 
 
 def is_improper(site: Any) -> bool:
-    """Whether a site has no density that can be normalised."""
+    """Whether a site has no density that can be normalized."""
     fn = site["fn"]
     if site["mask"] is False:
         return True

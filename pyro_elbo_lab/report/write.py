@@ -31,27 +31,27 @@ def write_report(
     calibration: Figure | None = None,
     info: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a comparison as a folder and return the path of its ``index.html``.
+    """Write a comparison as a folder and return the path of its `index.html`.
 
     The page needs no other file and no network. Beside it lie the figures (SVG, PNG), the tables
     (CSV), the comparison and all draws (netCDF). Everything is written to a folder of its own first
-    and moved into place at the end, so that a failure leaves ``path`` as it was.
+    and moved into place at the end, so that a failure leaves `path` as it was.
 
     Args:
         comparison: what to report.
         path: folder to create. An earlier report in it is replaced; other files in it stay.
-        losses: training losses by approximation, arrays of shape ``(num_steps,)``.
+        losses: training losses by approximation, arrays of shape `(num_steps,)`.
         evidence: bounds of log p(x) by approximation, as `EvidenceBounds`.
         calibration: a figure of simulation-based calibration, which gets a section of its own; it
             is closed.
         info: what a reader needs to repeat the work, such as model, command, seed; shown as it is
-            at the end of the page. ``info["model"]`` also goes into the title.
+            at the end of the page. `info["model"]` also goes into the title.
 
     Raises:
-        FileExistsError: if ``path`` is a file, a folder without an earlier report that is not
+        FileExistsError: if `path` is a file, a folder without an earlier report that is not
             empty, or one whose report has been changed since it was written.
         OSError: if the report cannot be written, such as on a full disk.
-        ValueError: if ``path`` has a NUL character.
+        ValueError: if `path` has a NUL character.
 
     >>> import tempfile
     >>> from pyro_elbo_lab.trust.comparison.compare import compare

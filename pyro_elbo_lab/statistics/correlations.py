@@ -5,31 +5,31 @@ from scipy.stats import rankdata
 
 
 def unit(draws: np.ndarray) -> np.ndarray:
-    """Return draws ``(P, N)`` or ``(P, chain, draw)`` as centred rows of length 1, ``(P, N)``.
+    """Draws `(P, N)` or `(P, chain, draw)` as centered rows of length 1, `(P, N)`.
 
     Their products are correlations. 0 where a parameter does not vary.
     """
     flat = draws.reshape(len(draws), -1)
-    centred = flat - flat.mean(1, keepdims=True)
-    length = np.linalg.norm(centred, axis=1, keepdims=True)
-    return np.divide(centred, length, out=np.zeros_like(centred), where=length > 0)
+    centered = flat - flat.mean(1, keepdims=True)
+    length = np.linalg.norm(centered, axis=1, keepdims=True)
+    return np.divide(centered, length, out=np.zeros_like(centered), where=length > 0)
 
 
 def largest_difference(
     a: np.ndarray, b: np.ndarray, own: np.ndarray, ess_a: np.ndarray, ess_b: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the largest difference of each parameter's correlations, and its standard error.
+    """The largest difference of each parameter's correlations, and its standard error.
 
     Args:
-        a: correlations with some parameters, ``(P, A)``.
+        a: correlations with some parameters, `(P, A)`.
         b: the same on the other side.
-        own: which of them are correlations of a parameter with itself, ``(P, A)``.
-        ess_a: effective sample sizes behind ``a``, ``(P,)``; the standard error of a correlation
+        own: which of them are correlations of a parameter with itself, `(P, A)`.
+        ess_a: effective sample sizes behind `a`, `(P,)`; the standard error of a correlation
             r of normal draws is (1 - r²)/√ESS.
-        ess_b: those behind ``b``.
+        ess_b: those behind `b`.
 
     Returns:
-        Both of shape ``(P,)``, NaN where there is no other parameter.
+        Both of shape `(P,)`, NaN where there is no other parameter.
     """
     difference = np.where(own, -1.0, np.abs(a - b))
     worst = difference.argmax(1)[:, None]
@@ -43,7 +43,7 @@ def largest_difference(
 
 
 def governed_spread(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return how closely the spread of any other parameter follows each parameter, and how.
+    """How closely the spread of any other parameter follows each parameter, and how.
 
     First the largest rank correlation, in absolute value, of a parameter with the distance of
     another one from its median. It is large for the parameter at the root of a funnel (Neal 2003;
@@ -58,7 +58,7 @@ def governed_spread(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     binary one around its median is its value.
 
     Args:
-        draws: ``(draw, parameter)``, independent.
+        draws: `(draw, parameter)`, independent.
 
     >>> rng = np.random.default_rng(0)
     >>> x, noise = rng.normal(size=(2, 1000, 1))

@@ -1,6 +1,6 @@
 """Distances between draws of many scalar parameters, in units of the reference's sd.
 
-Draws of P parameters have shape ``(P, chain, draw)``; every result has shape ``(P,)``.
+Draws of P parameters have shape `(P, chain, draw)`; every result has shape `(P,)`.
 """
 
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ RATIOS = {"middle_ratio": (0.25, 0.75), "tail_ratio": (0.01, 0.99)}
 
 @dataclass(frozen=True)
 class Moments:
-    """Draws ``(P, chain, draw)``, and their means and sds with Monte Carlo standard errors.
+    """Draws `(P, chain, draw)`, and their means and sds with Monte Carlo standard errors.
 
-    ``ess`` is the lesser effective sample size of the two, ``r_hat`` the larger R-hat.
+    `ess` is the lesser effective sample size of the two, `r_hat` the larger R-hat.
     """
 
     draws: np.ndarray
@@ -59,7 +59,7 @@ class Moments:
         )
 
     def quantile(self, p: float | np.ndarray) -> np.ndarray:
-        """The quantile at ``p``, a number or ``(P,)``, linear between the draws."""
+        """The quantile at `p`, a number or `(P,)`, linear between the draws."""
         return quantile(self.sorted, p)
 
     def width(self, interval: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -75,20 +75,20 @@ class Moments:
 
 
 def differences(z: Moments, r: Moments) -> dict[str, np.ndarray]:
-    """Return how draws ``z`` differ from a reference ``r``, both standardised, and the errors.
+    """How draws `z` differ from a reference `r`, both standardized, and the errors.
 
     Keys, all free of units:
 
-    * ``mean_error``: difference of means over the reference sd;
-    * ``sd_ratio``: sd over that of the reference;
-    * ``wasserstein``: 1-Wasserstein distance over the reference sd;
-    * ``quantile_05_error`` … ``quantile_95_error``: differences of quantiles over the reference sd;
-    * ``coverage_50``, ``coverage``: share of the reference inside the draws' central 50 % and 90 %
+    * `mean_error`: difference of means over the reference sd;
+    * `sd_ratio`: sd over that of the reference;
+    * `wasserstein`: 1-Wasserstein distance over the reference sd;
+    * `quantile_05_error` … `quantile_95_error`: differences of quantiles over the reference sd;
+    * `coverage_50`, `coverage`: share of the reference inside the draws' central 50 % and 90 %
       intervals;
-    * ``middle_ratio``: width of the middle half over that of the reference;
-    * ``tail_ratio``: the same for the central 98 %.
+    * `middle_ratio`: width of the middle half over that of the reference;
+    * `tail_ratio`: the same for the central 98 %.
 
-    Those with ``_mcse`` are Monte Carlo standard errors of both sides together.
+    Those with `_mcse` are Monte Carlo standard errors of both sides together.
 
     >>> rng = np.random.default_rng(0)
     >>> r = Moments.of(rng.normal(size=(1, 4, 1000)))
@@ -112,9 +112,9 @@ def differences(z: Moments, r: Moments) -> dict[str, np.ndarray]:
 
 
 def noise_floors(reference: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the distance from perfect agreement that halves of a standardised reference show.
+    """The distance from perfect agreement that halves of a standardized reference show.
 
-    One for each distance of :func:`differences`, with suffix ``_floor``; ``quantile_floor`` is
+    One for each distance of `differences`, with suffix `_floor`; `quantile_floor` is
     the largest of those of the quantiles.
     """
     a, b = map(_sorted, halves(reference))
@@ -135,10 +135,10 @@ def noise_floors(reference: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def weighted_differences(z: np.ndarray, r: Moments, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Return mean error and sd ratio of standardised draws under ``weights``, and their errors.
+    """Mean error and sd ratio of standardized draws under `weights`, and their errors.
 
-    ``weights`` has shape ``(chain * draw,)`` and sums to one. The standard errors are those of
-    self-normalised importance sampling, √Σ w²(f - E_w f)², combined with the reference's.
+    `weights` has shape `(chain * draw,)` and sums to one. The standard errors are those of
+    self-normalized importance sampling, √Σ w²(f - E_w f)², combined with the reference's.
     """
     flat = z.reshape(len(z), -1)
     mean = flat @ weights
@@ -156,8 +156,8 @@ def weighted_differences(z: np.ndarray, r: Moments, weights: np.ndarray) -> dict
     }
 
 
-def standardised(draws: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
-    """Return draws ``(P, chain, draw)`` in units of the reference's sd, from its mean."""
+def standardized(draws: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
+    """Draws `(P, chain, draw)` in units of the reference's sd, from its mean."""
     return (draws - mean[:, None, None]) / sd[:, None, None]
 
 
@@ -173,14 +173,14 @@ def halves(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def is_constant(draws: np.ndarray, eps: float) -> np.ndarray:
-    """Whether each parameter varies no more than rounding does at precision ``eps``."""
+    """Whether each parameter varies no more than rounding does at precision `eps`."""
     return np.ptp(draws, axis=(1, 2)) <= 16 * eps * np.abs(draws).max((1, 2))
 
 
 def wasserstein(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return ∫ |F_a⁻¹(p) - F_b⁻¹(p)| dp, exact for the two empirical distributions.
+    """∫ |F_a⁻¹(p) - F_b⁻¹(p)| dp, exact for the two empirical distributions.
 
-    ``a`` and ``b`` are sorted, ``(P, N)`` each. Both quantile functions are steps, and the steps of
+    `a` and `b` are sorted, `(P, N)` each. Both quantile functions are steps, and the steps of
     all parameters lie at the same probabilities, so one grid serves them all.
     """
     n, m = a.shape[1], b.shape[1]
@@ -191,7 +191,7 @@ def wasserstein(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def wasserstein_se(z: Moments, r: Moments) -> np.ndarray:
-    """Return the Monte Carlo standard error of the Wasserstein distance.
+    """The Monte Carlo standard error of the Wasserstein distance.
 
     The distance is a difference of means, E_a h - E_b h, of the Kantorovich potential h, whose
     slope is the sign of F_b - F_a (Villani 2009, "Optimal transport", chapter 5). To first order h
@@ -223,15 +223,15 @@ def _variance(total: np.ndarray, squares: np.ndarray, num: int) -> np.ndarray:
 
 
 def coverage(a: np.ndarray, b: np.ndarray, probability: float = 0.9) -> np.ndarray:
-    """Return the share of ``b`` inside a central interval of ``a``, both sorted, ``(P, N)``."""
+    """The share of `b` inside a central interval of `a`, both sorted, `(P, N)`."""
     low, high = (quantile(a, p)[:, None] for p in ((1 - probability) / 2, (1 + probability) / 2))
     return ((low <= b) & (b <= high)).mean(1)
 
 
 def quantile(x: np.ndarray, p: float | np.ndarray) -> np.ndarray:
-    """Return the quantiles of sorted ``x``, ``(P, N)``, linear between the draws.
+    """The quantiles of sorted `x`, `(P, N)`, linear between the draws.
 
-    ``p`` is a number or ``(P,)``; beyond 0 and 1 they are the extremes.
+    `p` is a number or `(P,)`; beyond 0 and 1 they are the extremes.
     """
     place = np.broadcast_to(np.clip(p, 0, 1) * (x.shape[1] - 1), len(x))
     below = np.minimum(place.astype(int), x.shape[1] - 2)

@@ -26,10 +26,10 @@ NO_TAIL = 1e-3
 class ImportanceDiagnostics:
     """Summary of S independent log-weights log p(x, z) - log q(z), in nats where it has units.
 
-    ``k_hat`` is the shape of the generalised Pareto distribution fitted to the largest weights;
-    ``k_hat_threshold`` is the largest value at which S draws suffice. ``weights`` are Pareto
-    smoothed and sum to one, ``weight_ess`` is their effective number, 1 / Σ w². ``log_evidence`` is
-    NaN unless ``k_hat`` is at most the threshold.
+    `k_hat` is the shape of the generalized Pareto distribution fitted to the largest weights;
+    `k_hat_threshold` is the largest value at which S draws suffice. `weights` are Pareto
+    smoothed and sum to one, `weight_ess` is their effective number, 1 / Σ w². `log_evidence` is
+    NaN unless `k_hat` is at most the threshold.
     """
 
     k_hat: float
@@ -43,7 +43,7 @@ class ImportanceDiagnostics:
 
 
 def diagnose(log_weights: np.ndarray) -> ImportanceDiagnostics:
-    """Return the diagnostics of independent log-weights of shape ``(S,)``.
+    """The diagnostics of independent log-weights of shape `(S,)`.
 
     The tail fit and the smoothing are those of Pareto smoothed importance sampling (Vehtari,
     Simpson, Gelman, Yao & Gabry 2024, JMLR 25(72)), whose threshold min(1 - 1/log10 S, 0.7)
@@ -126,7 +126,7 @@ def check_number(num_draws: int) -> None:
 
 
 def _pareto_smoothed(log_w: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return smoothed log-weights, on the scale of ``log_w``, and k-hat.
+    """Smoothed log-weights, on the scale of `log_w`, and k-hat.
 
     Weights whose largest values coincide are bounded and have no tail: they come back as they
     are, with k-hat 0.
@@ -134,15 +134,15 @@ def _pareto_smoothed(log_w: np.ndarray) -> tuple[np.ndarray, float]:
     tail = np.sort(log_w)[-tail_size(log_w.size) :]
     if tail[-1] - tail[0] < NO_TAIL:
         return log_w, 0.0
-    # ArviZ takes log-likelihoods, whose negatives are the log-weights, and normalises its result.
-    normalised, k_hat = array_stats.psislw(-log_w)
+    # ArviZ takes log-likelihoods, whose negatives are the log-weights, and normalizes its result.
+    normalized, k_hat = array_stats.psislw(-log_w)
     if not np.isfinite(k_hat):
         return log_w, math.inf
     # Smoothing leaves the weights below the tail as they were, which gives the scale back.
     middle = np.argsort(log_w)[log_w.size // 2]
     if not np.isfinite(log_w[middle]):
         return log_w, float(k_hat)
-    return normalised + (log_w[middle] - normalised[middle]), float(k_hat)
+    return normalized + (log_w[middle] - normalized[middle]), float(k_hat)
 
 
 def tail_size(num_draws: int) -> int:

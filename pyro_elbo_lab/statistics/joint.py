@@ -1,6 +1,6 @@
 """Distances between joint distributions, each beside what two equal ones would show.
 
-Draws have shape ``(draw, parameter)``, are standardised, and are assumed independent: the noise
+Draws have shape `(draw, parameter)`, are standardized, and are assumed independent: the noise
 floors come from permuting the draws of both sides.
 """
 
@@ -34,21 +34,21 @@ COLUMNS = (
 
 
 def joint_distances(draws: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """Return distances of equally many ``draws`` and ``reference`` draws, ``(n, d)`` each.
+    """Distances of equally many `draws` and `reference` draws, `(n, d)` each.
 
-    * ``sliced_wasserstein``: the root mean square, over random orthonormal bases, of the
+    * `sliced_wasserstein`: the root mean square, over random orthonormal bases, of the
       2-Wasserstein distance of the projections, in reference sds (Bonneel, Rabin, Peyré & Pfister
       2015);
-    * ``mmd``: maximum mean discrepancy with a Gaussian kernel whose length is the median distance
+    * `mmd`: maximum mean discrepancy with a Gaussian kernel whose length is the median distance
       of all draws (Gretton, Borgwardt, Rasch, Schölkopf & Smola 2012), between 0 and √2;
-    * ``energy_distance``: √(2 E|x - y| - E|x - x'| - E|y - y'|) (Székely & Rizzo 2013);
-    * ``c2st``: share of draws that a classifier attributes to the right side, cross-validated
+    * `energy_distance`: √(2 E|x - y| - E|x - x'| - E|y - y'|) (Székely & Rizzo 2013);
+    * `c2st`: share of draws that a classifier attributes to the right side, cross-validated
       (Lopez-Paz & Oquab 2017): 0.5 for equal distributions, 1 for distributions that do not
       overlap. The classifier is a logistic regression on the parameters, their squares and, up to
       20 parameters, their products, the best possible one for two normal distributions.
 
-    ``_floor`` is what two samples of one distribution exceed with probability 5 %, ``_p`` the
-    probability that they come so far or farther, both by permutation; ``c2st_se`` is the standard
+    `_floor` is what two samples of one distribution exceed with probability 5 %, `_p` the
+    probability that they come so far or farther, both by permutation; `c2st_se` is the standard
     error of the accuracy.
 
     >>> rng = np.random.default_rng(0)
@@ -77,9 +77,9 @@ def joint_distances(draws: np.ndarray, reference: np.ndarray) -> dict[str, float
 def sliced_wasserstein(
     pooled: np.ndarray, first: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return the sliced 2-Wasserstein distance for each way of splitting the pooled draws.
+    """The sliced 2-Wasserstein distance for each way of splitting the pooled draws.
 
-    ``first`` has shape ``(splits, 2 n)`` and says which n draws are on the first side.
+    `first` has shape `(splits, 2 n)` and says which n draws are on the first side.
     """
     projected = pooled @ _directions(pooled.shape[1], rng)
     order = np.argsort(projected, axis=0)
@@ -99,12 +99,12 @@ def _directions(d: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def median_distance(between: np.ndarray) -> float:
-    """Return the median distance of two different draws, from all distances ``(n, n)``."""
+    """The median distance of two different draws, from all distances `(n, n)`."""
     return float(np.median(between[np.triu_indices(len(between), 1)])) or 1.0
 
 
 def classifier_test(draws: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """Return the cross-validated accuracy of telling draws from reference, and its error."""
+    """The cross-validated accuracy of telling draws from reference, and its error."""
     x = np.clip(np.concatenate([draws, reference]), -_FARTHEST, _FARTHEST)
     side = np.repeat([1, 0], [len(draws), len(reference)])
     if x.shape[1] <= _MOST_PRODUCTS:
@@ -119,7 +119,7 @@ def classifier_test(draws: np.ndarray, reference: np.ndarray) -> dict[str, float
 
 
 def _signs(n: int, rng: np.random.Generator) -> np.ndarray:
-    """+1/n on one side and -1/n on the other: as they are, then permuted, ``(splits, 2 n)``."""
+    """+1/n on one side and -1/n on the other: as they are, then permuted, `(splits, 2 n)`."""
     signs = np.repeat([1.0, -1.0], n) / n
     return np.stack([signs, *(rng.permutation(signs) for _ in range(NUM_PERMUTATIONS))])
 

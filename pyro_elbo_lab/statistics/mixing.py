@@ -1,6 +1,6 @@
 """Monte Carlo errors of many scalar quantities at once, chain by chain.
 
-Every function takes draws of P quantities, shape ``(P, chain, draw)``, and returns ``(P,)``. ArviZ
+Every function takes draws of P quantities, shape `(P, chain, draw)`, and returns `(P,)`. ArviZ
 computes the same numbers (a test holds the two against each other) one quantity at a time, which
 takes minutes for 10⁵ of them.
 """
@@ -22,7 +22,7 @@ class Mixing(NamedTuple):
 
 
 def mixing(draws: np.ndarray) -> Mixing:
-    """Return effective sample size and R-hat of the mean of each quantity.
+    """Effective sample size and R-hat of the mean of each quantity.
 
     Chains are cut in halves. The autocorrelations of all of them together are summed up to the
     first pair whose sum is negative, and made monotone (Geyer 1992; Vehtari, Gelman, Simpson,
@@ -38,7 +38,7 @@ def mixing(draws: np.ndarray) -> Mixing:
 
 
 def rank_mixing(draws: np.ndarray) -> Mixing:
-    """Return the lesser of bulk and tail effective sample size, and the rank-normalised R-hat.
+    """The lesser of bulk and tail effective sample size, and the rank-normalized R-hat.
 
     Those of Vehtari, Gelman, Simpson, Carpenter & Bürkner (2021, section 4): the R-hat is the
     larger one of normal scores of the ranks and of distances from the median, the tails are below
@@ -76,7 +76,7 @@ def _normal_scores(x: np.ndarray) -> np.ndarray:
 
 
 def _mixing(x: np.ndarray) -> Mixing:
-    """Of chains that have been cut in halves."""
+    """R-hat of chains that have been cut in halves."""
     num_chains, n = x.shape[1:]
     means = x.mean(-1)
     autocovariance = _autocovariance(x - means[..., None])
@@ -94,16 +94,16 @@ def _mixing(x: np.ndarray) -> Mixing:
     )
 
 
-def _autocovariance(centred: np.ndarray) -> np.ndarray:
-    """Return the mean over chains of the autocovariance at each lag, ``(P, draw)``."""
-    n = centred.shape[2]
+def _autocovariance(centered: np.ndarray) -> np.ndarray:
+    """The mean over chains of the autocovariance at each lag, `(P, draw)`."""
+    n = centered.shape[2]
     size = fft.next_fast_len(2 * n, real=True)
-    power = np.abs(fft.rfft(centred, size, axis=-1)) ** 2
+    power = np.abs(fft.rfft(centered, size, axis=-1)) ** 2
     return fft.irfft(power.mean(1), size, axis=-1)[:, :n] / n
 
 
 def _integrated_time(rho: np.ndarray) -> np.ndarray:
-    """Return 1 + 2 Σ rho_t over Geyer's initial monotone sequence; ``rho`` has shape (P, lag)."""
+    """1 + 2 Σ rho_t over Geyer's initial monotone sequence; `rho` has shape (P, lag)."""
     num_pairs = max((rho.shape[1] - 1) // 2, 1)
     even, odd = rho[:, 0 : 2 * num_pairs : 2], rho[:, 1 : 2 * num_pairs : 2]
     pairs = even + odd

@@ -29,9 +29,9 @@ def missed_modes(
     the parameter is discrete.
 
     Args:
-        draws: of the approximation, sorted, ``(P, N)``.
-        reference: sorted, ``(P, M)``.
-        share_independent: effective over actual number of reference draws, ``(P,)``.
+        draws: of the approximation, sorted, `(P, N)`.
+        reference: sorted, `(P, M)`.
+        share_independent: effective over actual number of reference draws, `(P,)`.
 
     >>> rng = np.random.default_rng(0)
     >>> z = rng.normal(size=(1, 4000))
@@ -49,7 +49,7 @@ def missed_modes(
 
 
 def discrete(draws: np.ndarray) -> np.ndarray:
-    """Whether parameters are discrete, ``(P,)``: by the ties among sorted draws ``(P, N)``."""
+    """Whether parameters are discrete, `(P,)`: by the ties among sorted draws `(P, N)`."""
     return (np.diff(draws, axis=1) == 0).mean(1) > _MOST_TIES
 
 

@@ -100,7 +100,7 @@ class Summary(NamedTuple):
     trouble: str
 
 
-def summarise(ranks: np.ndarray, num_draws: int) -> Summary:
+def summarize(ranks: np.ndarray, num_draws: int) -> Summary:
     """Shift and sd ratio from the normal scores of the ranks.
 
     Let the posterior be Normal(m, s^2) and its approximation Normal(m + d s, (r s)^2). The true

@@ -10,13 +10,13 @@ from pyro_elbo_lab.statistics.mixing import rank_mixing
 __all__ = ["Worst", "judge", "worse", "worst"]
 
 MAX_R_HAT = 1.01
-"""Of the rank-normalised split R-hat (Vehtari et al. 2021)."""
+"""The largest rank-normalized split R-hat (Vehtari et al. 2021)."""
 
 MIN_ESS_PER_CHAIN = 100
-"""Of bulk and tail effective sample size, for R-hat and ESS themselves to be known well enough."""
+"""The least bulk and tail effective sample size with which R-hat and ESS themselves are known."""
 
 MAX_DIVERGENT_SHARE = 0.01
-"""Of the transitions."""
+"""The largest share of transitions that may diverge."""
 
 
 class Worst(NamedTuple):

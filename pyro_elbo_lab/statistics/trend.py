@@ -10,7 +10,7 @@ MIN_STEPS = 2 * _NUM_BATCHES
 
 
 def late_fall(losses: np.ndarray) -> tuple[float, float]:
-    """Return by how many nats the loss fell over the last half of its steps, and the error.
+    """The nats by which the loss fell over the last half of its steps, and the error.
 
     The means of 20 batches of consecutive steps are fitted by a straight line; the fall is minus
     its slope times the length. Batches take up the autocorrelation of the losses, as in the method
@@ -18,7 +18,7 @@ def late_fall(losses: np.ndarray) -> tuple[float, float]:
     Vehtari 2020, "Robust, accurate stochastic optimization for variational inference").
 
     Args:
-        losses: in nats, shape ``(num_steps,)``.
+        losses: in nats, shape `(num_steps,)`.
 
     Returns:
         Both NaN for fewer than 40 steps, or where half of the losses are not finite.

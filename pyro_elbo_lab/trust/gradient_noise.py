@@ -36,7 +36,7 @@ def signal_to_noise(
     The ratio of one gradient is |mean| / sd over evaluations, each with its own draws (and
     minibatch). The mean of n gradients has √n times that, so objectives of different cost compare
     by the ratio of what one second pays for, (|mean| / sd) / √(seconds an evaluation). A ratio
-    below 1 / √num_evaluations is noise: so large is the estimate where the mean is 0.
+    below 1 / √num_evaluations is noise: that is the size of the estimate where the mean is 0.
 
     Gradients are those that SVI would take a step with (`loss_and_grads`), in the unconstrained
     parameters, of losses. Parameters and random states are as before afterwards. The seconds are

@@ -52,7 +52,7 @@ def linear_response(
 
     Args:
         model: a Pyro model.
-        guide: a guide, fitted with the ELBO, whose draws are reparameterised.
+        guide: a guide, fitted with the ELBO, whose draws are reparameterized.
         args: positional arguments of both.
         num_samples: how many draws.
         seed: of the draws.
@@ -64,7 +64,7 @@ def linear_response(
         (parameter, parameter_2); in the sites' own units.
 
     Raises:
-        ValueError: a latent that is not reparameterised; a guide without parameters; a guide at
+        ValueError: a latent that is not reparameterized; a guide without parameters; a guide at
             which the ELBO has no maximum.
 
     Warns:
@@ -130,7 +130,7 @@ def _check_reparameterized(structure: Structure) -> None:
                 f"linear response needs draws that are differentiable in the guide's parameters, "
                 f"but those of latent '{latent.name}' ({latent.distribution}) are not. Sum a "
                 "discrete latent out (infer={'enumerate': 'parallel'} in the model, none in the "
-                "guide), or draw it from a reparameterised distribution."
+                "guide), or draw it from a reparameterized distribution."
             )
 
 

@@ -16,7 +16,7 @@ from models import eight_schools, logistic_regression, radon, vae
 
 Program = Callable[..., Any]
 
-MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist_static_binarised_larochelle.npz"
+MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist_static_binarized_larochelle.npz"
 BATCH_SIZE = 128
 
 
@@ -46,7 +46,7 @@ def simulated_logistic() -> tuple[Tensor, Tensor]:
 
 
 def digits() -> tuple[Tensor]:
-    """A batch of images of 784 pixels: binarised MNIST where it is, or random ones."""
+    """A batch of images of 784 pixels: binarized MNIST where it is, or random ones."""
     if MNIST.exists():
         with np.load(MNIST) as arrays:
             return (torch.tensor(np.unpackbits(arrays["train"][:BATCH_SIZE], axis=1)).float(),)

@@ -169,7 +169,7 @@ def _ss_vae(pyro_: Path) -> Any:
     )
 
 
-@program("ss-vae, unlabelled")
+@program("ss-vae, unlabeled")
 def _(pyro_: Path) -> Program:
     vae = _ss_vae(pyro_)
     guide = infer.config_enumerate(vae.guide, "parallel", expand=True)

@@ -44,7 +44,7 @@ RATIOS = {
 
 
 def importance_weighted() -> ELBO:
-    """K = 16, doubly reparameterised; local plates have weights of their own by default."""
+    """K = 16, doubly reparameterized; local plates have weights of their own by default."""
     return ImportanceWeightedELBO(16, gradient="doubly_reparameterized", vectorize_particles=True)
 
 
@@ -90,7 +90,7 @@ def objectives_table(rounds: int, device: str) -> str:
         medians = [number(np.median(times[n])) for n in (EAGER, COMPILED, FIT)]
         rows.append([name, *medians, ratio(times, EAGER, COMPILED), ratio(times, EAGER, FIT)])
     header = ["objective", EAGER, COMPILED, FIT, "eager / compiled() in SVI", "eager / fit"]
-    note = "Importance weights: K = 16, doubly reparameterised, local plates as cells."
+    note = "Importance weights: K = 16, doubly reparameterized, local plates as cells."
     return table("Other objectives, µs a step and ratios", header, rows, note)
 
 
@@ -112,7 +112,7 @@ def main() -> None:
             say(f"{model}, K = {k}")
             entrants = contenders(PROBLEMS[model], k, options.device, with_numpyro)
             times[model, k] = harness.interleaved(entrants, rounds)
-    images = "binarised MNIST" if MNIST.exists() else "random images of MNIST's size"
+    images = "binarized MNIST" if MNIST.exists() else "random images of MNIST's size"
     note = (
         f"{harness.machine(options.device)} One thread, {rounds} rounds in turn. "
         "Ours has its default gradients, without the score terms that Pyro's and NumPyro's have. "

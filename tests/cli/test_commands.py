@@ -341,9 +341,9 @@ def test_data_become_arguments(returned: str, args: tuple, kwargs: dict, write: 
     assert (file.args, file.kwargs) == (args, kwargs)
 
 
-def test_a_model_file_may_import_its_neighbours(write: Write) -> None:
-    Path("my_neighbour.py").write_text("SCALE = 3.0")
-    file = load(write("from my_neighbour import SCALE\n" + CONJUGATE))
+def test_a_model_file_may_import_its_neighbors(write: Write) -> None:
+    Path("my_neighbor.py").write_text("SCALE = 3.0")
+    file = load(write("from my_neighbor import SCALE\n" + CONJUGATE))
     assert set(file.guides) == {"handmade"}
 
 

@@ -172,7 +172,7 @@ def test_what_fails_in_a_recording_is_an_error() -> None:
 
 
 @needs_compiler
-def test_a_factorisation_that_fails_gives_nan() -> None:
+def test_a_factorization_that_fails_gives_nan() -> None:
     """Compilers leave out the check for it, which has no result."""
     square = torch.eye(3).expand(2, 3, 3).clone()
     module = make_fx(lambda a: (torch.linalg.cholesky(a * 2).exp(),))(square)

@@ -138,7 +138,7 @@ def test_mnist_runs(digits: Path) -> None:
 
 def test_k_hat_is_on_the_published_side_of_the_threshold() -> None:
     found = values(k_hat.main(["--quick"]))
-    assert found["non-centred: k-hat"][0] < 0.7 < found["centred: k-hat"][0]
+    assert found["non-centered: k-hat"][0] < 0.7 < found["centered: k-hat"][0]
 
 
 def test_logistic_evidence_is_between_its_bounds(shared: Path) -> None:
@@ -153,7 +153,7 @@ def test_logistic_evidence_is_between_its_bounds(shared: Path) -> None:
     assert abs(mean_field - optimum) < 0.05 + critical_value() * se
 
 
-def test_logistic_tasks_are_standardised(shared: Path) -> None:
+def test_logistic_tasks_are_standardized(shared: Path) -> None:
     for name in logistic_evidence.TASKS:
         x, y = logistic_evidence.load(shared / "data" / "uci", name)
         assert_close(x[:, 0], torch.ones(len(y)).double())
@@ -173,12 +173,12 @@ def test_network_is_the_formula() -> None:
         assert_close(values_of, hidden @ rest[50:100] + rest[100])
 
 
-def test_a_split_is_standardised_by_its_training_part() -> None:
+def test_a_split_is_standardized_by_its_training_part() -> None:
     table = np.random.default_rng(0).normal(3.0, 2.0, size=(50, 4))
     part = bnn_renyi.split(table, seed=1)
     assert (part.x.shape, part.x_test.shape) == ((45, 3), (5, 3))
     assert_close(part.x.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
-    rows = torch.cat([part.centre + part.scale * part.y, part.y_test])
+    rows = torch.cat([part.center + part.scale * part.y, part.y_test])
     assert_close(rows.sort().values, torch.from_numpy(table[:, -1]).float().sort().values)
 
 

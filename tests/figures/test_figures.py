@@ -215,7 +215,7 @@ def test_interactive_mode_outlives_the_settings() -> None:
         matplotlib.interactive(before[0])
 
 
-def test_styles_differ_without_colour() -> None:
+def test_styles_differ_without_color() -> None:
     """As in greyscale print: eight markers, eight lines; and 24 names never share both."""
     eight = list(theme.styles(map(str, range(8))).values())[1:]
     for key in ("marker", "linestyle"):

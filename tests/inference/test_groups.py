@@ -210,7 +210,7 @@ def test_masks_and_scales() -> None:
 
 
 @pytest.mark.parametrize("inference", ["guide", "nuts"])
-def test_reparameterised_latents_are_computed_and_no_data(inference: str) -> None:
+def test_reparameterized_latents_are_computed_and_no_data(inference: str) -> None:
     y, scale = eight_schools.data()
     model = poutine.reparam(by_schools, {"theta": LocScaleReparam(0.0)})
     if inference == "nuts":
@@ -273,7 +273,7 @@ def test_every_autoguide(make: Any) -> None:
     assert ("points" in tree.attrs) == is_point
 
 
-def test_an_amortised_guide() -> None:
+def test_an_amortized_guide() -> None:
     y = torch.randn(6)
 
     def model(y: Tensor) -> None:

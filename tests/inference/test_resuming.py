@@ -1,4 +1,4 @@
-"""Compiled fits and what the optimiser knows: state that was loaded, settings by parameter, changes
+"""Compiled fits and what the optimizer knows: state that was loaded, settings by parameter, changes
 by callbacks. Each must be what an eager fit makes of it.
 
 Graphs are run without being compiled, which takes less time and makes no difference here.
@@ -119,7 +119,7 @@ def assert_equal(found: Any, expected: Any) -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_resumed_fit_is_the_uninterrupted_one(name: str, compile: bool, tmp_path: Path) -> None:
-    """From the files of the param store and of the optimiser."""
+    """From the files of the param store and of the optimizer."""
     pyro.clear_param_store()
     optimizer = OPTIMIZERS[name]()
     train(compile, optimizer, num_steps=15)
@@ -141,7 +141,7 @@ def test_a_resumed_fit_is_the_uninterrupted_one(name: str, compile: bool, tmp_pa
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_callbacks_see_the_optimiser_of_an_eager_fit(name: str) -> None:
+def test_callbacks_see_the_optimizer_of_an_eager_fit(name: str) -> None:
     """After every step, and after the fit."""
     curves, states = [], []
     for compile in (False, True):
@@ -218,7 +218,7 @@ def stop_training_one(optimizer: PyroOptim) -> None:
 WITHOUT_A_WORD = [slow_down, forget, scale_moments, reload, start_anew]
 WITH_A_WARNING: dict[Callable[[PyroOptim], None], str] = {
     slow_down_one: "learning rate differs from parameter to parameter",
-    other_betas: "options of the optimiser other than its learning rate",
+    other_betas: "options of the optimizer other than its learning rate",
     other_betas_of_one: "options differ from parameter to parameter",
     replace: "parameter 'spread' was replaced in the param store",
     stop_training_one: "parameter 'spread' is trained no longer",
@@ -242,7 +242,7 @@ def both(change: Callable[[PyroOptim], None], make: Callable[[], PyroOptim]) -> 
 
 
 @pytest.mark.parametrize("change", WITHOUT_A_WORD)
-def test_callbacks_change_the_optimiser(change: Callable[[PyroOptim], None]) -> None:
+def test_callbacks_change_the_optimizer(change: Callable[[PyroOptim], None]) -> None:
     (eager, expected), (compiled, found) = both(change, OPTIMIZERS["Adam"])
     np.testing.assert_allclose(compiled.losses, eager.losses, rtol=1e-4)
     assert_equal(found, expected)
@@ -268,7 +268,7 @@ def test_what_has_no_formula_any_more_goes_on_eagerly(
 
 
 def test_parameters_with_different_histories() -> None:
-    """A second fit with one parameter more, and the optimiser of the first."""
+    """A second fit with one parameter more, and the optimizer of the first."""
 
     def wider(x: Tensor) -> None:
         shift = pyro.param("shift", x.new_zeros(()))

@@ -124,7 +124,7 @@ def test_a_seed_fixes_the_losses() -> None:
 
 
 def test_a_second_fit_goes_on() -> None:
-    """Parameters, optimiser state and the schedule of the KL weight are those of one long fit."""
+    """Parameters, optimizer state and the schedule of the KL weight are those of one long fit."""
     keywords: dict[str, Any] = same_stream(seed=1)
     objective = StandardELBO(kl_weight=cyclical_annealing(10, 0.3))
     whole = train(num_steps=30, objective=objective, optimizer=OPTIMIZERS["schedule"](), **keywords)

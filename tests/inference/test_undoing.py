@@ -201,7 +201,7 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_state_of_the_optimiser_is_undone(name: str, blind: None) -> None:
+def test_state_of_the_optimizer_is_undone(name: str, blind: None) -> None:
     states = []
     fits = []
     for compile in (False, True):

@@ -1,4 +1,4 @@
-"""Optimisers as formulas take the steps that PyTorch's and Pyro's own take."""
+"""Optimizers as formulas take the steps that PyTorch's and Pyro's own take."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ OPTIMIZERS = {
     "SGD, weight decay": lambda: pyro.optim.SGD({"lr": 0.1, "weight_decay": 0.3}),
     "ClippedAdam": lambda: pyro.optim.ClippedAdam({"lr": 0.1, "clip_norm": 0.7, "lrd": 0.9}),
     "ClippedAdam, weight decay": lambda: pyro.optim.ClippedAdam({"lr": 0.1, "weight_decay": 0.3}),
-    "ClippedAdam, centred": lambda: pyro.optim.ClippedAdam({"lr": 0.1, "centered_variance": True}),
+    "ClippedAdam, centered": lambda: pyro.optim.ClippedAdam({"lr": 0.1, "centered_variance": True}),
     "exponential schedule": lambda: pyro.optim.ExponentialLR(
         {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.8}
     ),

@@ -1,4 +1,4 @@
-"""Regressions, networks and factorisations in `models/`: densities, conditionals and symmetries."""
+"""Regressions, networks and factorizations in `models/`: densities, conditionals and symmetries."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from scipy import stats
 from torch import Tensor
 from torch.testing import assert_close
 
-from models import bayesian_neural_network, horseshoe, matrix_factorisation, robust_regression
+from models import bayesian_neural_network, horseshoe, matrix_factorization, robust_regression
 from tests.models.test_models import latents, log_joint, trace
 from tests.support.tolerances import FALSE_ALARM_RATE, critical_value
 
@@ -92,30 +92,30 @@ def test_neural_network_has_many_copies_of_one_function() -> None:
 
 def test_users_are_gaussian_given_the_films() -> None:
     """p(r, u, v) = p(v) p(r | v) p(u | r, v) for every u."""
-    args = matrix_factorisation.data()
-    v = latents(trace(matrix_factorisation.model, args))["v"]
-    log_evidence, posterior = matrix_factorisation.given_films(*args, v)
+    args = matrix_factorization.data()
+    v = latents(trace(matrix_factorization.model, args))["v"]
+    log_evidence, posterior = matrix_factorization.given_films(*args, v)
     expected = stats.norm().logpdf(v).sum() + log_evidence
-    for u in torch.randn(3, matrix_factorisation.NUM_USERS, matrix_factorisation.RANK):
-        log_p = log_joint(matrix_factorisation.model, args, {"u": u, "v": v})
+    for u in torch.randn(3, matrix_factorization.NUM_USERS, matrix_factorization.RANK):
+        log_p = log_joint(matrix_factorization.model, args, {"u": u, "v": v})
         assert_close(log_p, expected + posterior.log_prob(u).sum())
 
 
 def test_one_half_of_the_ratings_predicts_the_other() -> None:
     """At the mode, better than the prior mean, 0, does; and the halves are all pairs, once each."""
-    args, (user, film, rating) = matrix_factorisation.data(), matrix_factorisation.held_out()
-    pairs = torch.cat([args[0], user]) * matrix_factorisation.NUM_FILMS + torch.cat([args[1], film])
+    args, (user, film, rating) = matrix_factorization.data(), matrix_factorization.held_out()
+    pairs = torch.cat([args[0], user]) * matrix_factorization.NUM_FILMS + torch.cat([args[1], film])
     assert pairs.sort().values.tolist() == list(range(600))
     mode = {name: value.requires_grad_() for name, value in start(args).items()}
-    optimiser = torch.optim.Adam(list(mode.values()), lr=0.05)
+    optimizer = torch.optim.Adam(list(mode.values()), lr=0.05)
     for _ in range(300):
-        optimiser.zero_grad()
-        (-log_joint(matrix_factorisation.model, args, mode)).backward()
-        optimiser.step()
+        optimizer.zero_grad()
+        (-log_joint(matrix_factorization.model, args, mode)).backward()
+        optimizer.step()
     score = (mode["u"][user] * mode["v"][film]).sum(-1).detach()
     gain = rating**2 - (rating - score) ** 2
     assert gain.mean() / (gain.std() / len(gain) ** 0.5) > critical_value()
 
 
 def start(args: tuple) -> dict[str, Tensor]:
-    return {n: v.detach() for n, v in latents(trace(matrix_factorisation.model, args)).items()}
+    return {n: v.detach() for n, v in latents(trace(matrix_factorization.model, args)).items()}

@@ -120,8 +120,8 @@ def test_funnel_is_that_of_scipy_in_both_forms() -> None:
     expected = stats.norm(0, 3).logpdf(v) + stats.norm(0, (v / 2).exp()).logpdf(x).sum()
     log_p = log_joint(funnel.model, (scale,), values)
     assert log_p.item() == pytest.approx(float(expected))
-    noncentred = {"v": v, "z": x / (v / 2).exp()}
-    assert_close(log_joint(funnel.model_noncentred, (scale,), noncentred), log_p + 9 * v / 2)
+    noncentered = {"v": v, "z": x / (v / 2).exp()}
+    assert_close(log_joint(funnel.model_noncentered, (scale,), noncentered), log_p + 9 * v / 2)
 
 
 def test_funnel_marginals_by_draws() -> None:

@@ -39,8 +39,8 @@ Values = dict[str, Tensor]
 NAMES = sorted(path.stem for path in (Path(__file__).parents[2] / "models").glob("*.py"))
 FILES = {name: importlib.import_module(f"models.{name}") for name in NAMES}
 OTHER_FORMS = {
-    "eight_schools, centred": (eight_schools.model_centred, eight_schools.data),
-    "funnel, non-centred": (funnel.model_noncentred, funnel.data),
+    "eight_schools, centered": (eight_schools.model_centered, eight_schools.data),
+    "funnel, non-centered": (funnel.model_noncentered, funnel.data),
     "hmm, enumerated": (hmm.model_enumerated, hmm.data),
     "toy, learnt": (toy.model_learnt, toy.data),
 }
@@ -112,21 +112,21 @@ def test_follows_the_dtype_and_device_of_the_data(
 
 
 def in_particles(program: Program, num_particles: int) -> Program:
-    def vectorised(*args: Any) -> None:
+    def vectorized(*args: Any) -> None:
         with pyro.plate("particles", num_particles, dim=-2):
             program(*args)
 
-    return vectorised
+    return vectorized
 
 
 def check_particles(program: Program, args: tuple) -> None:
     """Densities of three particles in one run, and of the same three in runs of their own."""
-    vectorised = trace(in_particles(program, 3), args)
-    together = sum(site["log_prob"].sum(-1) for site in sites(vectorised).values())
+    vectorized = trace(in_particles(program, 3), args)
+    together = sum(site["log_prob"].sum(-1) for site in sites(vectorized).values())
     shapes = {name: value.shape for name, value in latents(trace(program, args)).items()}
     separate = []
     for k in range(3):
-        values = {n: v[k].reshape(shapes[n]) for n, v in latents(vectorised).items()}
+        values = {n: v[k].reshape(shapes[n]) for n, v in latents(vectorized).items()}
         separate.append(log_joint(program, args, values))
     torch.testing.assert_close(together, torch.stack(separate))
 
@@ -154,10 +154,10 @@ def test_eight_schools_forms_are_one_model(float64: None) -> None:
     args = eight_schools.data()
     values = latents(trace(eight_schools.model, args))
     theta = values["mu"] + values["tau"] * values["z"]
-    centred = {"mu": values["mu"], "tau": values["tau"], "theta": theta}
+    centered = {"mu": values["mu"], "tau": values["tau"], "theta": theta}
     torch.testing.assert_close(
         log_joint(eight_schools.model, args, values),
-        log_joint(eight_schools.model_centred, args, centred) + 8 * values["tau"].log(),
+        log_joint(eight_schools.model_centered, args, centered) + 8 * values["tau"].log(),
     )
 
 
@@ -231,7 +231,7 @@ def test_exact_guide_has_constant_log_weights(float64: None) -> None:
 
 
 @pytest.mark.parametrize("file", [linear_regression, logistic_regression])
-def test_covariates_are_standardised(float64: None, file: Any) -> None:
+def test_covariates_are_standardized(float64: None, file: Any) -> None:
     x, y = file.data()
     torch.testing.assert_close(x.mean(0), torch.zeros(x.shape[1]))
     torch.testing.assert_close(x.var(0, correction=0), torch.ones(x.shape[1]))

@@ -140,7 +140,7 @@ FAULTS = [
         ("tests/objectives/laws/test_nested.py::test_subsampling_is_refused",),
     ),
     Mutant(
-        "an upper bound is maximised",
+        "an upper bound is maximized",
         "objectives/target",
         "return -1 if self.upper else 1",
         "return 1",
@@ -358,16 +358,6 @@ FAULTS = [
         "value = inner[:1].expand_as(inner).reshape(value.shape)",
         "value = inner.reshape(value.shape)",
         law("IW-auto-shared-and-local"),
-    ),
-    Mutant(
-        "a recalled draw is passed on as a new tensor",
-        "objectives/particles/sampling",
-        "fresh = how.refreshed - shared if inner else how.refreshed",
-        "fresh = how.refreshed",
-        (
-            "tests/objectives/laws/test_gradient.py::"
-            "test_expectation_with_sequential_particles[nested 2 x 2-nested]",
-        ),
     ),
     Mutant(
         "every particle draws a minibatch of its own",

@@ -415,7 +415,7 @@ def test_a_reader_outside_in_a_program_that_insists_on_shapes(mark):
 def test_structures_alternate(mark):
     """A label is given in one call and enumerated in the next, under the same seed as Pyro's."""
 
-    def labelled(c=None):
+    def labeled(c=None):
         c = pyro.sample("c", dist.Bernoulli(torch.tensor(0.3)), obs=c)
         z = pyro.sample("z", dist.Normal(c, 1.0))
         pyro.sample("y", dist.Normal(z, 1.0), obs=torch.tensor(0.5))
@@ -433,7 +433,7 @@ def test_structures_alternate(mark):
         losses = []
         for objective in (ours, theirs):
             pyro.set_rng_seed(7)
-            losses.append(objective.loss(labelled, of_label, c))
+            losses.append(objective.loss(labeled, of_label, c))
         assert losses[0] == pytest.approx(losses[1])
 
 

@@ -7,7 +7,7 @@ import torch
 
 from pyro_elbo_lab.objectives.particles.layout import lay_out
 from pyro_elbo_lab.programs.pair import Pair
-from pyro_elbo_lab.programs.structure.analysis import analyse
+from pyro_elbo_lab.programs.structure.analysis import analyze
 from pyro_elbo_lab.programs.structure.factors import FactorKey
 
 ZERO = torch.zeros(())
@@ -21,7 +21,7 @@ def laid_out(program, local_plates="auto"):
             program()
 
     guide = pyro.poutine.block(program, hide_fn=lambda site: site["name"][0] in "xy")
-    structure, *_ = analyse(Pair(model, guide))
+    structure, *_ = analyze(Pair(model, guide))
     return lay_out(structure, local_plates)
 
 

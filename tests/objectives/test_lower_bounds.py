@@ -127,7 +127,7 @@ def test_every_keyword_of_pyro_is_accepted():
     with pytest.warns(DeprecationWarning):
         StandardELBO(max_iarange_nesting=1)
     with pytest.raises(TypeError):
-        StandardELBO(vectorise_particles=True)
+        StandardELBO(vectorize_particles=True)
 
 
 @every_objective
@@ -342,7 +342,7 @@ def test_unknown_gradient():
 
 
 @pytest.mark.parametrize("gradient", ["pathwise", "doubly_reparameterized"])
-def test_reparameterised_gradient_of_a_discrete_latent(gradient):
+def test_reparameterized_gradient_of_a_discrete_latent(gradient):
     def coin(x=X):
         pyro.sample("coin", dist.Bernoulli(0.4))
 

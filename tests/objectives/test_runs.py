@@ -20,14 +20,14 @@ def counted() -> tuple[Counter[str], Pair]:
 
     def model() -> None:
         counts["model"] += 1
-        centre = pyro.sample("centre", dist.Normal(0.0, 2.0))
+        center = pyro.sample("center", dist.Normal(0.0, 2.0))
         with pyro.plate("groups", len(Y)):
-            effect = pyro.sample("effect", dist.Normal(centre, 1.0))
+            effect = pyro.sample("effect", dist.Normal(center, 1.0))
             pyro.sample("y", dist.Normal(effect, 1.0), obs=Y)
 
     def guide() -> None:
         counts["guide"] += 1
-        pyro.sample("centre", dist.Normal(pyro.param("loc", torch.zeros(())), 1.0))
+        pyro.sample("center", dist.Normal(pyro.param("loc", torch.zeros(())), 1.0))
         with pyro.plate("groups", len(Y)):
             pyro.sample("effect", dist.Normal(pyro.param("locs", torch.zeros(8)), 1.0))
 

@@ -13,7 +13,7 @@ from pyro_elbo_lab.objectives.particles.layout import lay_out, linear
 from pyro_elbo_lab.objectives.particles.probe import is_vectorizable
 from pyro_elbo_lab.objectives.particles.sampling import Drawing, draw
 from pyro_elbo_lab.programs.pair import Pair
-from pyro_elbo_lab.programs.structure.analysis import analyse
+from pyro_elbo_lab.programs.structure.analysis import analyze
 from pyro_elbo_lab.programs.structure.factors import FactorKey
 
 X = torch.linspace(-1.0, 1.0, 6)
@@ -37,7 +37,7 @@ def guide(subsample_size=None):
 
 def drawn(vectorize, subsample_size=None, local_plates="auto", **numbers):
     pair = Pair(model, guide, (subsample_size,))
-    structure, *_ = analyse(pair)
+    structure, *_ = analyze(pair)
     layout = lay_out(structure, local_plates)
     return draw(pair, Drawing(structure, layout, vectorize=vectorize, **numbers))
 
@@ -137,13 +137,13 @@ def test_no_latents_at_all():
         pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0))
 
     pair = Pair(observed, lambda: None)
-    structure, *_ = analyse(pair)
+    structure, *_ = analyze(pair)
     particles = draw(pair, Drawing(structure, linear(), num_outer=3))
     assert particles.shared[0].value.shape == (3,)
 
 
 def test_fixed_density_ignores_the_draw():
-    structure, *_ = analyse(Pair(model, AutoNormal(model)))
+    structure, *_ = analyze(Pair(model, AutoNormal(model)))
     autoguide = AutoNormal(model)
     autoguide()
     particles = draw(Pair(model, autoguide), Drawing(structure, linear()))
@@ -155,7 +155,7 @@ def test_fixed_density_ignores_the_draw():
     torch.testing.assert_close(fixed, live)
 
 
-def test_an_error_under_vectorised_particles_says_what_to_do() -> None:
+def test_an_error_under_vectorized_particles_says_what_to_do() -> None:
     def model() -> None:
         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         pyro.sample("x", dist.Normal(z @ z, 1.0), obs=torch.tensor(0.0))

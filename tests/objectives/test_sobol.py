@@ -32,7 +32,7 @@ from pyro_elbo_lab.objectives.particles.sobol import (
     scrambled_sobol,
 )
 from pyro_elbo_lab.programs.pair import Pair
-from pyro_elbo_lab.programs.structure.analysis import analyse
+from pyro_elbo_lab.programs.structure.analysis import analyze
 from pyro_elbo_lab.programs.structure.factors import FactorKey
 from tests.objectives.laws import exact, toys
 from tests.objectives.laws.estimation import guide_gradients, mean_loss, values_and_gradients
@@ -82,8 +82,8 @@ def test_each_point_is_uniform(num_points):
     assert u.dtype == torch.float64 and u.min() > 0 and u.max() < 1
     assert_mean_equals(u, 1 / 2)
     assert_mean_equals((u - 1 / 2) ** 2, 1 / 12)
-    centred = u - 1 / 2
-    assert_mean_equals(centred * centred.roll(1, dims=-1), 0.0)
+    centered = u - 1 / 2
+    assert_mean_equals(centered * centered.roll(1, dims=-1), 0.0)
 
 
 def test_each_net_fills_space():
@@ -109,7 +109,7 @@ def test_scrambles_differ_in_all_digits():
 def draws(vectorize, num_inner, num_outer, x=X, num_evaluations=1, inner=frozenset({"z"})):
     """Draws of the standard normal noise of g, log scale and z, (N, K, M, 2 + len(x))."""
     pair = Pair(model, guide, (x,))
-    structure, *_ = analyse(pair)
+    structure, *_ = analyze(pair)
     local = frozenset({"z"} if num_inner > 1 else {})
     inner = inner & local
     noise = []
@@ -589,7 +589,7 @@ def test_unknown_sampler():
 
 def test_guides_without_gaussian_noise():
     gamma, its_guide = number(dist.Gamma(2.0, 1.0))
-    expected = r"no reparameterised Normal noise in guide its_guide, whose.*'z' \(Gamma\).*random"
+    expected = r"no reparameterized Normal noise in guide its_guide, whose.*'z' \(Gamma\).*random"
     with pytest.raises(ValueError, match=expected):
         StandardELBO(2, sampler="sobol").loss(gamma, its_guide)
     fixed, its_guide = number(dist.Delta(torch.tensor(1.0)), dist.Normal(0.0, 1.0))

@@ -40,7 +40,7 @@ def _joined(*parts: Tensor) -> Tensor:
     return torch.cat([part.expand(*shape, part.shape[-1]) for part in parts], -1)
 
 
-class LabelledImages(nn.Module):
+class LabeledImages(nn.Module):
     """Images of a label and a style; q(label | image) q(style | image, label)."""
 
     def __init__(self) -> None:
@@ -71,9 +71,9 @@ class LabelledImages(nn.Module):
             pyro.sample("label", dist.OneHotCategorical(logits=self.label(x)), obs=y)
 
 
-class LabelledCells(nn.Module):
+class LabeledCells(nn.Module):
     """Counts of a cell, whose label the guide draws given a continuous latent that it draws before,
-    all scaled; labelled cells have a classification loss in the guide."""
+    all scaled; labeled cells have a classification loss in the guide."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,21 +109,21 @@ class LabelledCells(nn.Module):
             pyro.sample("z1", dist.Normal(loc, softplus(scale)).to_event(1))
 
 
-def images(how: str = "parallel", labelled: bool = False, auxiliary: bool = False) -> Program:
+def images(how: str = "parallel", labeled: bool = False, auxiliary: bool = False) -> Program:
     """Semi-supervised autoencoder, the label enumerated; or its auxiliary loss."""
-    module = LabelledImages()
+    module = LabeledImages()
     x, y = _images(), _labels()
     if auxiliary:
         return module.classified, lambda x, y: None, (x, y)
     guide = config_enumerate(module.guide, how, expand=True)
-    return module.model, guide, (x, y) if labelled else (x,)
+    return module.model, guide, (x, y) if labeled else (x,)
 
 
-def cells(labelled: bool = False, how: str = "parallel") -> Program:
+def cells(labeled: bool = False, how: str = "parallel") -> Program:
     """The label is drawn after a continuous latent, and before another."""
-    module = LabelledCells()
+    module = LabeledCells()
     guide = config_enumerate(module.guide, how, expand=True)
-    return module.model, guide, (_images(), _labels()) if labelled else (_images(),)
+    return module.model, guide, (_images(), _labels()) if labeled else (_images(),)
 
 
 def chain_in_guide(history: int = 1) -> Program:
@@ -277,11 +277,11 @@ SERIES = ("loops", "vectorized", "tones", "second order", "factorial")
 PROGRAMS: dict[str, Callable[[], Program]] = {
     "images, parallel": images,
     "images, sequential": lambda: images("sequential"),
-    "images, labelled": lambda: images(labelled=True),
+    "images, labeled": lambda: images(labeled=True),
     "images, auxiliary loss": lambda: images(auxiliary=True),
     "cells": cells,
     "cells, sequential": lambda: cells(how="sequential"),
-    "cells, labelled": lambda: cells(labelled=True),
+    "cells, labeled": lambda: cells(labeled=True),
     "chain in the guide": chain_in_guide,
     "chain of order 2 in the guide": lambda: chain_in_guide(2),
     "beside the model's own": beside_the_models_own,

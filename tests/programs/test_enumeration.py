@@ -22,7 +22,7 @@ from pyro_elbo_lab.objectives.lower_bounds import StandardELBO
 from pyro_elbo_lab.objectives.particles.layout import lay_out
 from pyro_elbo_lab.programs.enumeration import LogSums, join
 from pyro_elbo_lab.programs.pair import Pair
-from pyro_elbo_lab.programs.structure.analysis import analyse
+from pyro_elbo_lab.programs.structure.analysis import analyze
 from pyro_elbo_lab.programs.structure.factors import FactorKey
 from pyro_elbo_lab.programs.structure.marks import hide_enumerated
 
@@ -59,7 +59,7 @@ def marginal(structure):
 
 def test_a_mixture_is_one_factor_in_the_plate():
     guide = AutoNormal(poutine.block(mixture, hide=["c"]))
-    structure, sites, *_ = analyse(Pair(mixture, guide))
+    structure, sites, *_ = analyze(Pair(mixture, guide))
     key = marginal(structure)
     assert key == FactorKey("model", "c, x")
     assert structure.sums[key] == ("c", "x")
@@ -97,7 +97,7 @@ def test_sites_that_share_nothing_are_factors_of_their_own():
         pyro.sample("alone", dist.Normal(0.0, 1.0), obs=X[1])
         coin("idle")
 
-    structure, *_ = analyse(Pair(two, nothing))
+    structure, *_ = analyze(Pair(two, nothing))
     assert [key.name for key in structure.reads] == ["a, a_x", "b, b_x", "alone", "idle"]
 
 
@@ -106,7 +106,7 @@ def test_a_site_that_reads_two_variables_joins_them():
         a, b = coin("a"), coin("b")
         pyro.sample("x", dist.Normal((a + 2 * b).float(), 1.0), obs=X[0])
 
-    structure, *_ = analyse(Pair(joined, nothing))
+    structure, *_ = analyze(Pair(joined, nothing))
     assert marginal(structure).name == "a, b, x"
     densities = dist.Normal(torch.arange(4.0), 1.0).log_prob(X[0])
     expected = densities.logsumexp(0) - math.log(4)
@@ -187,7 +187,7 @@ def local_guide(subsample_size=None):
 
 
 def test_layout_of_a_local_latent_whose_prior_is_summed():
-    structure, sites, *_ = analyse(Pair(local, local_guide))
+    structure, sites, *_ = analyze(Pair(local, local_guide))
     layout = lay_out(structure, "auto")
     assert layout.cells == {
         FactorKey("model", "c, z"): {"data"},
@@ -221,7 +221,7 @@ def test_sampled_in_the_guide_is_not_enumerated():
         with pyro.plate("data", len(x)):
             pyro.sample("c", dist.Categorical(HALF))
 
-    structure, *_ = analyse(Pair(mixture, guide))
+    structure, *_ = analyze(Pair(mixture, guide))
     assert structure.enumerated == ()
     assert not structure.sums
     assert structure.latents["c"].plates == {"data"}
@@ -235,7 +235,7 @@ def test_one_site_is_sampled_and_another_summed():
     def guide():
         pyro.sample("a", dist.Categorical(torch.tensor([0.0, 1.0])))
 
-    structure, *_ = analyse(Pair(model, guide))
+    structure, *_ = analyze(Pair(model, guide))
     assert structure.enumerated == ("b",)
     assert structure.reads[marginal(structure)] == {"a"}
     log_p = dist.Normal(torch.tensor([1.0, 3.0]), 1.0).log_prob(X[0]).logsumexp(0)

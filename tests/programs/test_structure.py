@@ -7,7 +7,7 @@ import torch
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, AutoNormalMessenger
 
 from pyro_elbo_lab.programs.pair import Pair
-from pyro_elbo_lab.programs.structure.analysis import analyse
+from pyro_elbo_lab.programs.structure.analysis import analyze
 from pyro_elbo_lab.programs.structure.factors import FactorKey
 
 X = torch.tensor([0.3, -1.2, 0.8])
@@ -31,7 +31,7 @@ def test_hand_written_guide():
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("g", dist.Normal(z.mean(), 1.0))
 
-    structure, *_ = analyse(Pair(model, guide))
+    structure, *_ = analyze(Pair(model, guide))
     assert list(structure.latents) == ["z", "g"]
     assert structure.latents["g"].upstream == {"z"}
     assert [latent.generation for latent in structure.latents.values()] == [0, 1]
@@ -46,7 +46,7 @@ def test_hand_written_guide():
 def test_autoguides(autoguide):
     guide = autoguide(model)
     guide()
-    structure, *_ = analyse(Pair(model, guide))
+    structure, *_ = analyze(Pair(model, guide))
     joint = autoguide is AutoMultivariateNormal
     names = {AutoNormal: "z_unconstrained", AutoNormalMessenger: "z"}
     z = "_AutoMultivariateNormal_latent" if joint else names[autoguide]
@@ -60,7 +60,7 @@ def test_discrete_and_indexed():
         k = pyro.sample("k", dist.Categorical(torch.ones(2)))
         pyro.sample("x", dist.Normal(torch.tensor([-1.0, 1.0])[k], 1.0), obs=X[0])
 
-    structure, *_ = analyse(
+    structure, *_ = analyze(
         Pair(mixture, lambda: pyro.sample("k", dist.Categorical(torch.ones(2))))
     )
     assert not structure.latents["k"].reparameterized
@@ -73,7 +73,7 @@ def test_latents_that_leave_the_tensor_world_may_be_read_by_anything():
         loc = 1.0 if k.item() > 0.5 else -1.0
         pyro.sample("x", dist.Normal(loc, 1.0), obs=X[0])
 
-    structure, *_ = analyse(Pair(branch, lambda: pyro.sample("k", dist.Bernoulli(0.5))))
+    structure, *_ = analyze(Pair(branch, lambda: pyro.sample("k", dist.Bernoulli(0.5))))
     assert reads(structure, "model", "x") == {"k"}
 
 
@@ -83,7 +83,7 @@ def test_flow_without_inverse_is_not_evaluable():
     def program():
         pyro.sample("z", dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0), [flow]))
 
-    structure, *_ = analyse(
+    structure, *_ = analyze(
         Pair(lambda: pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1)), program)
     )
     assert structure.latents["z"].reparameterized
@@ -95,7 +95,7 @@ def test_analysis_leaves_the_random_state_alone():
     guide = AutoNormal(model)
     guide()
     before = torch.get_rng_state()
-    analyse(Pair(model, guide))
+    analyze(Pair(model, guide))
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.equal(state, before)
 
@@ -108,7 +108,7 @@ def test_observed_in_the_model_but_sampled_in_the_guide():
             pyro.sample("x", dist.Normal(0.0, 1.0))
 
     with pytest.raises(ValueError, match="'x' is observed in the model but sampled in the guide"):
-        analyse(Pair(model, guide))
+        analyze(Pair(model, guide))
 
 
 def test_shapes_that_disagree():
@@ -117,7 +117,7 @@ def test_shapes_that_disagree():
         pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
 
     with pytest.raises(ValueError, match="disagree at site 'z'"):
-        analyse(Pair(model, guide))
+        analyze(Pair(model, guide))
 
 
 def test_programs_that_cannot_be_followed_depend_on_everything():
@@ -133,7 +133,7 @@ def test_programs_that_cannot_be_followed_depend_on_everything():
         pyro.sample("b", dist.Normal(0.0, 1.0))
 
     with pytest.warns(UserWarning, match="Could not follow.*only plain tensors"):
-        structure, *_ = analyse(Pair(strict, guide))
+        structure, *_ = analyze(Pair(strict, guide))
     assert reads(structure, "model", "x") == {"a", "b"}
     assert structure.latents["b"].upstream == {"a"}
     assert structure.parents["a"] == {"b"}

@@ -102,8 +102,8 @@ def log_normal(x, loc, scale):
 def branch_elbo(p, loc, scale):
     """Exact, of `branch` and `branch_guide`."""
 
-    def squared(centre):  # E (z - centre)^2
-        return (loc - centre) ** 2 + scale**2
+    def squared(center):  # E (z - center)^2
+        return (loc - center) ** 2 + scale**2
 
     entropy = 0.5 * math.log(2 * math.pi * math.e) + scale.log()
     expected = -math.log(2 * math.pi) - (squared(1.0) + squared(Y)) / 2
@@ -190,7 +190,7 @@ def of_all_data(model, guide, names):
         (sequential, sequential_guide, ("m_loc", "m_scale", "z_loc", "z_scale")),
         (sequential_signs, sequential_signs_guide, ("ps", "pz")),
     ],
-    ids=["reparameterised", "score"],
+    ids=["reparameterized", "score"],
 )
 def test_gradients_of_sequential_plates(model, guide, names, num_particles):
     losses, rows = gradients(StandardELBO(num_particles), model, guide, 150, names)
@@ -215,7 +215,7 @@ def test_baselines_of_other_structures_lower_the_variance():
 
 
 def jump():
-    """A latent that is reparameterised, and a branch on it."""
+    """A latent that is reparameterized, and a branch on it."""
     z = pyro.sample("z", dist.Normal(0.0, 1.0))
     if z > 0.5:
         pyro.sample("x", dist.Normal(z, 1.0), obs=2 * Y)

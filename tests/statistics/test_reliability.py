@@ -22,7 +22,7 @@ DRAWS = {
 
 
 @pytest.mark.parametrize("kind", DRAWS)
-def test_rank_normalised_numbers_are_arvizs(kind: str) -> None:
+def test_rank_normalized_numbers_are_arvizs(kind: str) -> None:
     draws = DRAWS[kind]
     found = rank_mixing(draws[None])
     assert found.r_hat[0] == pytest.approx(float(arviz_stats.rhat(draws)), rel=1e-9)

@@ -222,7 +222,7 @@ PLANTED = {
     "good": Failure("good", "k-hat", good),
     "nearly good": Failure("good", "k-hat", nearly_good),
     "mode collapse": Failure("wrong mode", "initial values", mode_collapse),
-    "funnel": Failure("under-dispersed", "non-centred", funnel),
+    "funnel": Failure("under-dispersed", "non-centered", funnel),
     "banana": Failure("under-dispersed and biased", "in a curve", banana),
     "scale under-estimation": Failure("under-dispersed", "full-rank", correlated),
     "shifted mean": Failure("biased", "more steps", shifted),

@@ -38,7 +38,7 @@ from pyro_elbo_lab import (
 )
 from pyro_elbo_lab.cli import main
 from pyro_elbo_lab.programs.simulator import simulator
-from pyro_elbo_lab.statistics.ranks import p_symmetric, pit, ranks, summarise
+from pyro_elbo_lab.statistics.ranks import p_symmetric, pit, ranks, summarize
 from tests.support.tolerances import FALSE_ALARM_RATE, assert_mean_equals, critical_value
 
 X = torch.tensor(1.3)
@@ -121,14 +121,14 @@ def test_normal_scores_tell_shift_and_sd_ratio() -> None:
     z = stats.norm.ppf((np.arange(400) + 0.5) / 400)
     for shift, sd_ratio in ((0.3, 0.8), (-0.5, 2.0)):
         rank = np.floor(10_001 * stats.norm.cdf((z - shift) / sd_ratio)).astype(int)
-        found = summarise(rank, 10_000)
+        found = summarize(rank, 10_000)
         assert abs(found.shift - shift) < 0.02 and abs(found.sd_ratio / sd_ratio - 1) < 0.02
 
 
 def test_a_fit_far_off_is_not_called_too_wide() -> None:
     """That the truth is always below all draws says nothing of their width."""
-    assert summarise(np.zeros(100, int), L).trouble == "shifted up"
-    assert summarise(np.full(100, L), L).trouble == "shifted down"
+    assert summarize(np.zeros(100, int), L).trouble == "shifted up"
+    assert summarize(np.full(100, L), L).trouble == "shifted down"
 
 
 def test_ranks_count_draws_below_and_break_ties_at_random() -> None:

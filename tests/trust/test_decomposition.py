@@ -172,7 +172,7 @@ def test_an_autoguide_pays_for_its_change_of_variables() -> None:
 
 
 def test_enumerated_sites_are_summed_into_the_likelihood() -> None:
-    """An observation from a mixture of N(z - 1, 1) and N(z + 1, 1) with a latent centre z."""
+    """An observation from a mixture of N(z - 1, 1) and N(z + 1, 1) with a latent center z."""
 
     def mixture(x: Tensor) -> None:
         z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))

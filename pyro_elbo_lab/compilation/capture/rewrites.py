@@ -174,7 +174,7 @@ def _batch_norm(
     momentum: Any = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Of PyTorch, but that the running statistics are written to where a graph can see it."""
+    """PyTorch's batch norm, which writes its running statistics where a graph can see it."""
     if not training or running_mean is None or running_var is None:
         return functional.batch_norm(
             x, running_mean, running_var, weight, bias, training, momentum, eps

@@ -45,7 +45,7 @@ def simplify(module: fx.GraphModule) -> None:
 
 
 def keep_failures(module: fx.GraphModule) -> None:
-    """Let a factorisation that failed give NaN.
+    """Let a factorization that failed give NaN.
 
     A graph checks for it in an operator without results, which compilers leave out as useless.
 

@@ -1,7 +1,7 @@
 """Tensors that outlive a run of a program and that the run writes to, and how to undo that.
 
 What every run writes, the running mean of a BatchNorm layer, is state: whoever runs the program to
-learn about it puts it back. What only the first run writes is an initialisation, which stays.
+learn about it puts it back. What only the first run writes is an initialization, which stays.
 """
 
 from collections.abc import Callable, Iterator, Sequence

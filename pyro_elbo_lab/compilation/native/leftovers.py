@@ -1,7 +1,7 @@
 """What PyTorch keeps of every graph for the life of the process, and how it is let go.
 
 Each generated function leaves its source text with `torch.fx`, each compiled graph a Python module,
-its serialised code and its class with inductor, whether or not anybody still has the graph: about a
+its serialized code and its class with inductor, whether or not anybody still has the graph: about a
 megabyte a fit. Nothing reads them again but tracebacks into generated code.
 
 The names are private to PyTorch. Where one is missing, what it names is kept.

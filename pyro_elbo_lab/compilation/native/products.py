@@ -37,7 +37,7 @@ class Product(NamedTuple):
 
 
 def product(func: Any, args: tuple, kwargs: dict[str, Any]) -> Product | None:
-    """A product of matrices as a call in C; None if the operator is none, or there is no such call.
+    """A product of matrices as a call in C; None if it is none, or cannot be called from C.
 
     Args:
         func: an overload of an operator.

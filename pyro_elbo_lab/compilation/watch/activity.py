@@ -16,7 +16,7 @@ from pyro_elbo_lab.compilation.watch.unseen import unseen_source
 
 __all__ = ["Activity"]
 
-_TOOLS = (4, 3, 5)  # not those of debuggers, coverage, profilers and optimisers
+_TOOLS = (4, 3, 5)  # not those of debuggers, coverage, profilers and optimizers
 
 
 class Activity:

@@ -328,12 +328,12 @@ class _Walk:
             self._array(value, path, name)
 
     def _attributes(self, value: Any, path: str, name: str) -> None:
-        """Of an object: those that its library keeps for itself are left to it."""
+        """The attributes of an object, but those that its library keeps for itself."""
         kind: Any = type(value)
         within = getattr(value, "__dict__", {})
         if within:
             foreign = is_library(kind.__module__) and kind not in _PLAIN
-            theirs = stored_by_libraries(kind) | _INTERNAL | _COUNTERS | _normalised(within)
+            theirs = stored_by_libraries(kind) | _INTERNAL | _COUNTERS | _normalized(within)
             keys = [
                 key
                 for key in within
@@ -422,7 +422,7 @@ class _Walk:
                 self.visit(local, f"{path} {key}", key)
 
 
-def _normalised(within: Mapping[str, Any]) -> set[str]:
+def _normalized(within: Mapping[str, Any]) -> set[str]:
     """Weights that PyTorch computes from others before every call, under their old names."""
     own = within.get("_parameters") or {}
     return {name[:-5] for name in own if name.endswith("_orig")} | {

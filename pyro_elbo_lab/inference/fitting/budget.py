@@ -7,7 +7,7 @@ from contextlib import contextmanager
 __all__ = ["SHARE", "Budget"]
 
 SHARE = 0.02
-"""Of the time of a fit so far, for all comparisons but the last."""
+"""The share of a fit's time so far that all comparisons but the last may take."""
 
 _APART = 40
 

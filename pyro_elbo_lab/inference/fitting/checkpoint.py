@@ -15,7 +15,7 @@ __all__ = ["Checkpoint"]
 
 
 class Checkpoint:
-    """Parameters, optimiser, schedule of the KL weight and PyTorch's random state of a fit.
+    """Parameters, optimizer, schedule of the KL weight and PyTorch's random state of a fit.
 
     Args:
         taken: the steps so far.

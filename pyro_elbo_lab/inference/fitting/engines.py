@@ -1,4 +1,4 @@
-"""Steps by a graph: with the optimiser in it, or outside of it."""
+"""Steps by a graph: with the optimizer in it, or outside of it."""
 
 import math
 from collections.abc import Sequence
@@ -40,11 +40,11 @@ class Engine(Protocol):
         """Take a step without a graph."""
 
     def read(self) -> str:
-        """Take over what somebody else has done to parameters and optimiser; or why steps cannot
+        """Take over what somebody else has done to parameters and optimizer; or why steps cannot
         go on by these graphs."""
 
     def write(self) -> None:
-        """Bring parameters and optimiser up to date."""
+        """Bring parameters and optimizer up to date."""
 
     def hand_over(self) -> None:
         """Bring them up to date for somebody else who goes on with them."""
@@ -54,12 +54,12 @@ class Engine(Protocol):
 
 
 class Inside:
-    """Steps whose optimiser is part of the graph.
+    """Steps whose optimizer is part of the graph.
 
     Args:
         task: what is to be fitted.
         evaluation: the captured objective.
-        update: the optimiser's formula.
+        update: the optimizer's formula.
     """
 
     calls_hooks = False
@@ -98,14 +98,14 @@ class Inside:
         return loss
 
     def read(self) -> str:
-        """Take over what somebody else has done to parameters and optimiser; or why steps cannot
+        """Take over what somebody else has done to parameters and optimizer; or why steps cannot
         go on by these graphs."""
         if not self._update.is_current(self._task.optimizer):
             found = update_of(self._task.optimizer, self._main.evaluation.trained)
             if isinstance(found, str):
-                return f"the optimiser was changed: {found}"
+                return f"the optimizer was changed: {found}"
             if not found.is_like(self._update):
-                return "options of the optimiser other than its learning rate were changed"
+                return "options of the optimizer other than its learning rate were changed"
             self._main.adopt(found)
             found.write_back()
             self._update = found
@@ -113,7 +113,7 @@ class Inside:
         return ""
 
     def write(self) -> None:
-        """Bring parameters and optimiser up to date."""
+        """Bring parameters and optimizer up to date."""
         self._main.write_parameters()
         self._update.write_back()
 
@@ -134,7 +134,7 @@ class Inside:
 
 
 class Outside:
-    """Steps whose loss and gradients are a graph, and whose optimiser is not.
+    """Steps whose loss and gradients are a graph, and whose optimizer is not.
 
     Args:
         task: what is to be fitted.
@@ -178,7 +178,7 @@ class Outside:
         return loss
 
     def read(self) -> str:
-        """Parameters and optimiser are the only ones."""
+        """Parameters and optimizer are the only ones."""
         return ""
 
     def write(self) -> None:

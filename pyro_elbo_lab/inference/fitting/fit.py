@@ -67,7 +67,7 @@ def fit(
 ) -> Fit:
     """Train a guide with stochastic variational inference.
 
-    A compiled fit runs whole steps, objective, gradients and optimiser, as one compiled graph: see
+    A compiled fit runs whole steps, objective, gradients and optimizer, as one compiled graph: see
     `compiled` for what can be captured, and how the graph is compared with eager runs. Its random
     numbers are drawn for many steps at once, from the same distributions as those of an eager fit
     but as another stream; with `batches` or `callbacks`, which take one step at a time, it is the

@@ -36,7 +36,7 @@ class GraphSteps:
     Args:
         task: what is to be fitted.
         evaluation: the captured objective.
-        update: the optimiser as a formula, or why it stays outside of the graph.
+        update: the optimizer as an update rule, or the reason it stays outside of the graph.
         started: when capturing began, by `time.perf_counter`.
 
     Attributes:
@@ -53,7 +53,7 @@ class GraphSteps:
         with random_states_kept():
             if isinstance(update, str):
                 self._engine = Outside(task, evaluation)
-                self.note = f"compiled loss, with the optimiser outside of it: {update}"
+                self.note = f"compiled loss, with the optimizer outside of it: {update}"
             else:
                 self._engine = Inside(task, evaluation, update)
                 self.note = (
@@ -103,7 +103,7 @@ class GraphSteps:
         return self._eager is None
 
     def settle(self) -> None:
-        """Bring the parameters and the optimiser up to date."""
+        """Bring the parameters and the optimizer up to date."""
         if self._eager is None:
             changed = self._engine.read() if self._single else ""  # by the last callback
             if not changed:

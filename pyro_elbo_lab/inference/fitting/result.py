@@ -42,7 +42,7 @@ class Fit:
         guide: the guide, whose parameters were the fitted ones when the fit ended. A later fit of
             the same guide, or of another function with `pyro.param` statements of the same names,
             moves them on; `restore` gives them back.
-        objective: the objective that was minimised.
+        objective: the objective that was minimized.
         compile_seconds: what of the wall time it took to capture and compile the step.
         compilation: how steps were taken, and why.
         parameters: the fitted unconstrained parameters of model and guide, by name.
@@ -197,7 +197,7 @@ class Fit:
             model: the model that was fitted.
             guide: a guide of the same kind as the fitted one.
             args: positional arguments of both.
-            objective: the objective that was minimised.
+            objective: the objective that was minimized.
             kwargs: keyword arguments of both.
 
         Raises:

@@ -75,7 +75,7 @@ class Steps(Protocol):
         """Whether the steps so far stand. If not, they are undone as by `take`."""
 
     def settle(self) -> None:
-        """Bring the parameters and the optimiser up to date."""
+        """Bring the parameters and the optimizer up to date."""
 
     def averages(self) -> dict[str, Tensor]:
         """The averaged unconstrained parameters by name, if they were asked for."""

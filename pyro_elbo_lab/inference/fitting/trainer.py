@@ -1,4 +1,4 @@
-"""Whole steps of training as one compiled graph: objective, gradients and optimiser."""
+"""Whole steps of training as one compiled graph: objective, gradients and optimizer."""
 
 import math
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ _MOST_STEPS = 2048
 
 
 class Trainer:
-    """The parameters, optimiser state and data of a fit, where a compiled step works on them.
+    """The parameters, optimizer state and data of a fit, where a compiled step works on them.
 
     Args:
         evaluation: the captured objective.
-        update: the optimiser, whose state is shared from now on.
+        update: the optimizer, whose state is shared from now on.
         average_from: the number of the first step whose parameters are averaged; None for no
             average.
         like: another trainer of the same parameters, on arguments of other shapes: they share
@@ -150,7 +150,7 @@ class Trainer:
                 leaf.copy_(value)
 
     def adopt(self, update: Update) -> None:
-        """Go on from the state of an optimiser of the same rule and options, which is shared."""
+        """Go on from the state of an optimizer of the same rule and options, which is shared."""
         for name, flat in self._state.items():
             flat.copy_(_flatten(update.state[name]))
             update.state[name] = self._parts(flat)
@@ -183,7 +183,7 @@ class Trainer:
 
 
 class LossRunner:
-    """A compiled objective and its gradients, for steps whose optimiser stays outside.
+    """A compiled objective and its gradients, for steps whose optimizer stays outside.
 
     Args:
         evaluation: the captured objective.

@@ -1,6 +1,6 @@
-"""Optimisers as formulas on one flat vector of parameters, so that a graph can hold the update.
+"""Optimizers as formulas on one flat vector of parameters, so that a graph can hold the update.
 
-Each `Rule` is what an optimiser of PyTorch or Pyro does to each element. Numbers that change from
+Each `Rule` is what an optimizer of PyTorch or Pyro does to each element. Numbers that change from
 step to step, the learning rate and the bias corrections, are computed outside in double precision
 and fed to the graph, one row a step.
 """
@@ -28,7 +28,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Rule:
-    """An optimiser.
+    """An optimizer.
 
     Attributes:
         state: names of its state, as PyTorch calls it, each of the shape of the parameter.
@@ -47,16 +47,16 @@ class Rule:
 
 
 class Update:
-    """A rule with the options that it was given, and where it stands: what Pyro's optimisers of the
+    """A rule with the options that it was given, and where it stands: what Pyro's optimizers of the
     single parameters hold.
 
     Args:
-        rule: the optimiser.
+        rule: the optimizer.
         leaves: the unconstrained parameters.
-        held: what a `PyroOptim` holds for each of them, an optimiser or a schedule around one.
+        held: what a `PyroOptim` holds for each of them, an optimizer or a schedule around one.
 
     Attributes:
-        rule: the optimiser.
+        rule: the optimizer.
         options: its options.
         state: of all parameters, by name one tensor a leaf.
         taken: the number of steps so far.
@@ -86,7 +86,7 @@ class Update:
         return self.rule.scalars(numbers, self._rates(steps), self.options)
 
     def position(self) -> tuple[int, Any, dict[str, Any]]:
-        """Where it stands, for `return_to`."""
+        """Its position, for `return_to`."""
         scheduled = self._held[0] is not self._own[0]
         return self.taken, self._group["lr"], self._held[0].state_dict() if scheduled else {}
 
@@ -97,7 +97,7 @@ class Update:
             self._held[0].load_state_dict(schedule)
 
     def write_back(self) -> None:
-        """Give the optimisers the state, which they share from now on, and where it stands."""
+        """Give the optimizers the state, which they share from now on, and where it stands."""
         for i, (leaf, own) in enumerate(zip(self._leaves, self._own, strict=True)):
             state: dict[str, Any] = {name: self.state[name][i] for name in self.state}
             if self.rule.counts and self.taken:
@@ -132,7 +132,7 @@ class Update:
         return self.rule is other.rule and _same_options(self.options, other.options)
 
     def is_current(self, optimizer: PyroOptim) -> bool:
-        """Whether the optimisers are as the last step left them, but for the learning rate, which
+        """Whether the optimizers are as the last step left them, but for the learning rate, which
         is read anew at every step."""
         return (
             all(
@@ -169,7 +169,7 @@ class Update:
 
 
 def register(optimizer: PyroOptim, leaves: Sequence[Tensor]) -> None:
-    """Make what an optimiser keeps of each parameter, as its first step on it would: by its own
+    """Make what an optimizer keeps of each parameter, as its first step on it would: by its own
     options, and with the state that waits for it since `set_state` or `load`."""
     for leaf in leaves:
         if leaf not in optimizer.optim_objs:
@@ -182,7 +182,7 @@ def register(optimizer: PyroOptim, leaves: Sequence[Tensor]) -> None:
 
 
 def state_of(held: Any) -> dict[str, Any]:
-    """The state of what a `PyroOptim` holds for a parameter, an optimiser or a schedule."""
+    """The state of what a `PyroOptim` holds for a parameter, an optimizer or a schedule."""
     own = _optimizer(held)
     if own is held:
         return own.state_dict()
@@ -205,9 +205,9 @@ def move_schedules(optimizer: PyroOptim, loss: float) -> None:
 
 
 def update_of(optimizer: PyroOptim, leaves: Sequence[Tensor]) -> Update | str:
-    """An optimiser of Pyro as a formula, or why it is none.
+    """A Pyro optimizer as an update rule, or the reason there is none.
 
-    What the optimiser has learnt about the parameters in earlier steps is taken over, and
+    What the optimizer has learnt about the parameters in earlier steps is taken over, and
     `write_back` gives it what it has learnt since.
 
     Args:
@@ -297,7 +297,7 @@ def _scheduled(scheduler: Any) -> Callable[[int], np.ndarray]:
     def rates(steps: int) -> np.ndarray:
         found = np.empty(steps)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch wants to see the optimiser step
+            warnings.simplefilter("ignore")  # PyTorch wants to see the optimizer step
             for i in range(steps):
                 found[i] = scheduler.optimizer.param_groups[0]["lr"]
                 scheduler.step()

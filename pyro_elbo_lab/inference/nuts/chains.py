@@ -132,7 +132,7 @@ def _run(shield: "_Shield", model: Any, **settings: Any) -> Any:
 
 @contextmanager
 def _one_thread_a_chain() -> Iterator[None]:
-    """So that matrix products of chains do not fight for the cores."""
+    """One torch thread a chain, so that chains do not compete for the cores."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -142,7 +142,7 @@ def _one_thread_a_chain() -> Iterator[None]:
 
 
 class _Shield:
-    """A density for nutpie's threads, who panic at an exception and may outlive a failed run.
+    """A density for nutpie's threads, which panic on an exception and may outlive a failed run.
 
     The first exception is kept, and from then on, as after `stop`, every density is NaN, so that
     the chains run out without calling the model. The lock keeps Pyro to one thread.

@@ -64,7 +64,7 @@ def nuts(
     value) is run eagerly with a warning that says why, a hundred times slower and one chain after
     another: Pyro's handlers are global to the process. So is any model with "pyro".
 
-    The draws count as reliable if, over all scalars of all sites, the rank-normalised split R-hat
+    The draws count as reliable if, over all scalars of all sites, the rank-normalized split R-hat
     is at most 1.01 and the bulk and tail ESS are at least 100 a chain (Vehtari et al. 2021), and
     if at most 1 % of the transitions after warm-up diverged. Divergent transitions mark a region
     that the chains enter too seldom. Stan's guide finds a few of them tolerable where R-hat and

@@ -140,7 +140,7 @@ def prepare(model: Program, args: tuple, kwargs: Mapping[str, Any]) -> Potential
         enumerated=tuple(name for name in latents if name not in transforms),
     )
     with _explaining_dtypes(), InFloat64():
-        _check_behaviour(potential)
+        _check_behavior(potential)
     return replace(potential, has_float32=widening.found is not None)
 
 
@@ -316,7 +316,7 @@ def _check_not_downstream_of_discrete(
             )
 
 
-def _check_behaviour(potential: Potential) -> None:
+def _check_behavior(potential: Potential) -> None:
     """Run the model at several points: the density must be one function of the same latents."""
     zero = potential.by_site(torch.zeros(potential.size, device=potential.device))
     with pyro.validation_enabled(False):

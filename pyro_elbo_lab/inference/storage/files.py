@@ -33,11 +33,11 @@ _REMEDIES = {
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a path beside ``path`` to write a file to, which takes its place at the end.
+    """Give a path beside `path` to write a file to, which takes its place at the end.
 
-    Whoever reads ``path`` finds the earlier file or the new one, never a part. If the block
-    raises, or is ended by Ctrl-C or SIGTERM, ``path`` is as it was and nothing else is left. What
-    a process that was killed has left beside ``path`` is removed. A symbolic link stays one, the
+    Whoever reads `path` finds the earlier file or the new one, never a part. If the block
+    raises, or is ended by Ctrl-C or SIGTERM, `path` is as it was and nothing else is left. What
+    a process that was killed has left beside `path` is removed. A symbolic link stays one, the
     permissions of an earlier file remain, and devices and pipes are written to directly.
 
     Args:
@@ -45,8 +45,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Raises:
         OSError: the file cannot be written; of the class of its cause, such as
-            `FileNotFoundError`, and with its ``errno``. The message names ``path`` and what to do.
-        ValueError: ``path`` has a NUL character.
+            `FileNotFoundError`, and with its `errno`. The message names `path` and what to do.
+        ValueError: `path` has a NUL character.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "numbers.csv"
@@ -76,14 +76,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def beside(target: Path) -> Path:
-    """A path in the same folder for what will replace ``target``, which `sweep` knows again."""
+    """A path in the same folder for what will replace `target`, which `sweep` knows again."""
     suffix = target.suffix if len(target.suffix) <= _LONGEST_SUFFIX else ""
     number = f"{_HOST}-{os.getpid()}-{next(_NUMBERS)}"
     return target.with_name(f"{_beginning(target)}.new-{number}{suffix}")
 
 
 def sweep(target: Path) -> None:
-    """Remove what processes of this machine that have ended left beside ``target``."""
+    """Remove what processes of this machine that have ended left beside `target`."""
     with suppress(OSError):
         for path in target.parent.iterdir():
             mark = _MARK.search(path.name)
@@ -125,7 +125,7 @@ choose a path on another disk
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Inside the block SIGTERM raises SystemExit, so that ``finally`` is heeded.
+    """Inside the block SIGTERM raises SystemExit, so that `finally` is heeded.
 
     Where the program handles SIGTERM itself, or the thread is not the main one, it stays so.
     """
@@ -145,7 +145,7 @@ def ended_by_sigterm() -> Iterator[None]:
 
 
 def _checked(path: Path) -> Path:
-    """The file that ``path`` stands for, which can be written as far as can be told before."""
+    """The file that `path` stands for, which can be written as far as can be told before."""
     if "\0" in str(path):
         raise ValueError(f"A path cannot have a NUL character, got {str(path)!r}.")
     try:

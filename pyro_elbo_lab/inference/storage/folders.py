@@ -32,9 +32,9 @@ def check_folder(path: str | Path) -> None:
         path: the folder, which need not exist.
 
     Raises:
-        FileExistsError: ``path`` is a file.
+        FileExistsError: `path` is a file.
         OSError: the folder cannot be created or written to; the message says why.
-        ValueError: ``path`` has a NUL character.
+        ValueError: `path` has a NUL character.
     """
     with _fresh(path):
         pass
@@ -42,10 +42,10 @@ def check_folder(path: str | Path) -> None:
 
 @contextmanager
 def filling(path: str | Path) -> Iterator[Path]:
-    """Give an empty folder, whose files move to the folder ``path`` at the end.
+    """Give an empty folder, whose files move to the folder `path` at the end.
 
     Files of the same name are replaced, others stay. If the block raises, or is ended by Ctrl-C or
-    SIGTERM, ``path`` is as it was and nothing else is left. What a process that was killed has
+    SIGTERM, `path` is as it was and nothing else is left. What a process that was killed has
     left there is removed.
 
     Args:
@@ -53,7 +53,7 @@ def filling(path: str | Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError, OSError, ValueError: see `check_folder`; the block's own errors, if they
-            are an OSError, are raised with a message that names ``path``.
+            are an OSError, are raised with a message that names `path`.
     """
     with _fresh(path) as fresh:
         yield fresh
@@ -64,7 +64,7 @@ def filling(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def _fresh(path: str | Path) -> Iterator[Path]:
-    """An empty folder within the folder ``path``, gone at the end."""
+    """An empty folder within the folder `path`, gone at the end."""
     folder = _place(path)
     with ended_by_sigterm():
         missing: list[Path] = []
@@ -87,7 +87,7 @@ def _fresh(path: str | Path) -> Iterator[Path]:
 
 
 def _place(path: str | Path) -> Path:
-    """The folder that ``path`` stands for, if it can be one."""
+    """The folder that `path` stands for, if it can be one."""
     if "\0" in str(path):
         raise ValueError(f"A path cannot have a NUL character, got {str(path)!r}.")
     try:

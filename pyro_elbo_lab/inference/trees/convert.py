@@ -48,7 +48,7 @@ def from_pyro(
             for dimensions.
         args: the model's positional arguments.
         coords: labels of the elements of dimensions, as `{"school": ["A", "B", ...]}`.
-        dims: names of a site's dimensions after (chain, draw), where they shall be others than
+        dims: names of a site's dimensions after (chain, draw), to override
             its plates.
         kwargs: the model's keyword arguments.
 
@@ -114,7 +114,7 @@ def from_guide(
         args: positional arguments of both.
         num_samples: the number of draws, at least 1.
         coords: labels of the elements of dimensions, as `{"school": ["A", "B", ...]}`.
-        dims: names of a site's dimensions after (chain, draw), where they shall be others than
+        dims: names of a site's dimensions after (chain, draw), to override
             its plates.
         kwargs: keyword arguments of both.
 

@@ -62,7 +62,7 @@ def to_datatree(
         groups: more of ArviZ's groups by name. `log_likelihood` and `posterior_predictive` have
             the posterior's draws, `prior` and `prior_predictive` (1, draw, ...), `constant_data`
             none.
-        coords: labels of the elements of dimensions, where they shall not be counted from 0.
+        coords: labels of the elements of dimensions, in place of 0, 1, 2, ...
         attrs: attributes of the root, strings and numbers.
 
     Returns:
@@ -70,7 +70,7 @@ def to_datatree(
 
     Raises:
         ValueError: an array that lacks chain and draw, has other numbers of them than its
-            neighbours, or whose number of dimensions is not that of its names; labels whose number
+            neighbors, or whose number of dimensions is not that of its names; labels whose number
             is not the size of their dimension; a site whose name no variable can have, or two
             sites whose variables would have the same.
         TypeError: an attribute that is neither a string nor a number.

@@ -8,7 +8,7 @@ A guide's site may carry `infer={"baseline": {...}}` with the options that `Trac
   kept in the param store as "__baseline_avg_downstream_cost_" + the site's name.
 
 A baseline predicts what the leave-one-out baseline leaves of the cost downstream of the site, in
-nats, and must not depend on the site's own draw. The squared error of its prediction is minimised
+nats, and must not depend on the site's own draw. The squared error of its prediction is minimized
 along with the objective.
 """
 

@@ -29,7 +29,7 @@ def score(
 
     Args:
         particles: the scored draws.
-        target: what is optimised.
+        target: what is optimized.
         draws: of the latents that take this estimator.
         elsewhere: by shared latent what other particles than these say of its cost, (1, *plates).
     """

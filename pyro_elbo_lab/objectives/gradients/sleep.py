@@ -23,10 +23,10 @@ def dream(pair: Pair, *, num: int, share: float) -> Tensor:
         share: a factor.
 
     Returns:
-        A scalar, in nats. It is to be maximised.
+        A scalar, in nats. It is to be maximized.
 
     Raises:
-        ValueError: the guide takes no `observations`, or draws a latent that the model has not.
+        ValueError: the guide takes no `observations`, or draws a latent that is not in the model.
     """
     _check_takes_observations(pair.guide)
     total = torch.zeros(())

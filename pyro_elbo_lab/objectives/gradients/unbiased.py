@@ -7,7 +7,7 @@ mean to it:
 * *doubly reparameterized*: + sum v d log q(z fixed) - sum h (dl through z).
   For the ELBO it is sticking the landing (Roeder, Wu and Duvenaud 2017), for the
   importance-weighted bound DReG (Tucker, Lawson, Gu and Maddison 2019, coefficients w^2), for
-  others its generalisation. At the exact posterior it vanishes for every draw. Where the user
+  others its generalization. At the exact posterior it vanishes for every draw. Where the user
   scales or masks log q at a site, its share of both sums carries that factor.
 * *score*: what `score` adds, for draws that cannot be differentiated.
 
@@ -75,7 +75,7 @@ def choose(
     Args:
         structure: dependencies of model and guide.
         layout: cells and shared latents.
-        target: what is optimised.
+        target: what is optimized.
         gradient: "auto" is doubly reparameterized where every latent of the block is
             reparameterized and the bound has no kinks, score where a latent is not reparameterized,
             pathwise for the rest.
@@ -114,12 +114,12 @@ def surrogate(particles: Particles, target: Target, choices: Choices) -> Tensor:
 
     Args:
         particles: the scored draws.
-        target: what is optimised.
+        target: what is optimized.
         choices: the estimator of every latent, from `choose`.
 
     Returns:
         A scalar whose gradient is an unbiased estimate of that of the expected objective, or of its
-        negative where the objective is minimised. Only its gradient has a meaning.
+        negative where the objective is minimized. Only its gradient has a meaning.
     """
     chosen = by_estimator(particles, choices)
     total, baseline_loss = value(particles, target), particles.zero
@@ -149,7 +149,7 @@ def doubly_reparameterized(particles: Particles, target: Target, draws: list[Dra
 
     Args:
         particles: the scored draws.
-        target: what is optimised.
+        target: what is optimized.
         draws: of the latents that take this estimator.
     """
     upstream = upstream_of(particles)

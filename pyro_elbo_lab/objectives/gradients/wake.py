@@ -2,11 +2,11 @@
 
 The guide gets sum f_k d log q(z_k fixed), where f = dG/dl is the slope of a bound G:
 
-* With the importance-weighted bound as G, f are the normalised weights. This is the *wake phase* of
+* With the importance-weighted bound as G, f are the normalized weights. This is the *wake phase* of
   the guide, which fits it by KL(p || q) (Bornschein and Bengio 2015).
 * With (n - 1) / n times the chi bound as G it is the gradient of that bound in the limit of many
   particles. The gradient of the *estimate* log mean_k w_k^n / n would be another: K = 1 makes the
-  estimate the ELBO, and who minimises it for few particles drives the guide away from the
+  estimate the ELBO, and who minimizes it for few particles drives the guide away from the
   posterior, to where no draw has weight.
 
 It needs no differentiable draws. Where there are some, the *doubly reparameterized* form
@@ -178,13 +178,13 @@ def _partial(particles: Particles, target: Target, choices: Choices) -> Tensor:
 
 
 def _slope_of_all(block: CellBlock) -> Tensor:
-    """Of the importance-weighted bound of all K M particles in the log-weights."""
+    """The slope of the importance-weighted bound of all K M particles in the log-weights."""
     slope, _ = derivatives(log_mean_exp, block.log_weights.flatten(0, 1))
     return slope.reshape(block.log_weights.shape)
 
 
 def _slope_of_mean(block: CellBlock) -> Tensor:
-    """Of the mean over M of importance-weighted bounds of K particles."""
+    """The slope of the mean over M of importance-weighted bounds of K particles."""
     slope, _ = derivatives(log_mean_exp, block.log_weights)
     return slope / block.log_weights.shape[1]
 

@@ -91,7 +91,7 @@ def guide_draws(pair: Pair, num_samples: int, sobol: Placement | None = None) ->
 
 
 def _summed_out(pair: Pair, structure: Structure, drawn: Mapping[str, Any]) -> tuple[str, ...]:
-    """Those among a model's sites that have many values at once where discrete sites are summed."""
+    """The model's sites that get a dimension of their own where discrete sites are summed."""
     if not structure.enumerated:
         return ()
     first_dim = first_enumerated_dim(structure.max_plate_nesting)

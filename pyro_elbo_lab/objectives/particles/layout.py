@@ -75,7 +75,7 @@ def lay_out(structure: Structure, local_plates: str | tuple[str, ...]) -> Layout
     for plate in local_plates:
         if plate not in available:
             raise ValueError(
-                f"local_plates names '{plate}', but the vectorised plates that hold random latents "
+                f"local_plates names '{plate}', but the vectorized plates that hold random latents "
                 f"of the guide are {sorted(available) or 'none'}."
             )
     layout, complaint = _assign(structure, frozenset(local_plates), strict=False)

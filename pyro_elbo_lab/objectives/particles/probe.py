@@ -1,5 +1,5 @@
 """One particle looked at closely: does it score alone as it does among others, and are the cells of
-its plates independent? Vectorised particles rest on the first, weights of cells on the second.
+its plates independent? Vectorized particles rest on the first, weights of cells on the second.
 """
 
 import warnings
@@ -19,7 +19,7 @@ from pyro_elbo_lab.objectives.particles.sampling import (
 from pyro_elbo_lab.objectives.particles.scored import CellBlock, Particles, Run, Stack, sum_except
 from pyro_elbo_lab.programs.pair import Pair
 from pyro_elbo_lab.programs.state import gradients_on
-from pyro_elbo_lab.programs.structure.analysis import Analysis, analyse
+from pyro_elbo_lab.programs.structure.analysis import Analysis, analyze
 from pyro_elbo_lab.programs.structure.factors import FactorKey
 from pyro_elbo_lab.programs.structure.recall import Recall, Untraced, Values, aside
 
@@ -36,7 +36,7 @@ class Probe:
 
     Args:
         pair: model and guide with their arguments.
-        found: from `analyse`.
+        found: from `analyze`.
         crowded: draw it among others, so that `vectorizable` takes no run more than `touching`.
 
     Attributes:
@@ -148,7 +148,7 @@ def probe(pair: Pair) -> Probe:
         >>> Pair(model, guide).once(probe).vectorizable  # z[..., 0] would be
         False
     """
-    return Probe(pair, analyse(pair))
+    return Probe(pair, analyze(pair))
 
 
 def is_vectorizable(pair: Pair) -> bool:
@@ -159,7 +159,7 @@ def is_vectorizable(pair: Pair) -> bool:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # who asks has heard them
-        return Probe(pair, analyse(pair, lenient=True)).vectorizable
+        return Probe(pair, analyze(pair, lenient=True)).vectorizable
 
 
 def _touching_cells(particles: Particles) -> str | None:

@@ -194,7 +194,7 @@ def stacked_values(drawn: Draws, num_particles: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Stack:
-    """Gives the densities of one vectorised or many sequential runs the shape (K, M, *plates)."""
+    """Gives the densities of one vectorized or many sequential runs the shape (K, M, *plates)."""
 
     num_inner: int
     num_outer: int

@@ -1,6 +1,6 @@
-"""Randomised quasi-Monte Carlo: Sobol points in place of the guide's Gaussian noise.
+"""Randomized quasi-Monte Carlo: Sobol points in place of the guide's Gaussian noise.
 
-Reparameterised draws are functions of standard normal noise. Independent noise leaves gaps and
+Reparameterized draws are functions of standard normal noise. Independent noise leaves gaps and
 clumps; the points of a *net* fill space evenly, and a random scramble makes each of them, by
 itself, uniform. So every particle still has exactly the distribution q, averages over particles
 stay unbiased, and their variance falls faster than 1/N: for smooth integrands nearly as 1/N^3.
@@ -10,12 +10,12 @@ What is lost is independence between the particles of a net, so it matters which
 * The M outer particles are averaged, and averages need no independence. One net of M points serves
   the noise of all latents, and as each point is uniform, every estimator that is unbiased particle
   by particle stays so. A point holds the noise of all K inner particles, which are therefore
-  independent: the expected bound and its doubly reparameterised gradient are untouched.
-* Where no latent of a cell is doubly reparameterised, the K inner particles form the nets, one for
+  independent: the expected bound and its doubly reparameterized gradient are untouched.
+* Where no latent of a cell is doubly reparameterized, the K inner particles form the nets, one for
   each outer particle. They meet in a non-linear bound F. The mean weight is still an unbiased
   estimate of p(x), so log mean_k is still a lower bound, but its expectation is not that of K
   independent draws (it is usually tighter), and only its pathwise gradient is right. This gradient
-  can be far noisier than the doubly reparameterised one of random particles.
+  can be far noisier than the doubly reparameterized one of random particles.
 * Leave-one-out baselines need independence: a latent whose own draw is a Sobol point cannot have
   the score estimator. Other latents can, as their draws are independent of one another given all
   the noise.
@@ -134,7 +134,7 @@ def place(
         warn(
             "sampler='sobol' has no effect with one outer particle"
             + (
-                ", as doubly reparameterised gradients need independent inner ones. Use more "
+                ", as doubly reparameterized gradients need independent inner ones. Use more "
                 "outer particles, or gradient='pathwise'."
                 if local
                 else ". Use more particles."
@@ -166,7 +166,7 @@ def gaussian_latents(pair: Pair, structure: Structure) -> frozenset[str]:
     if not found:
         drawn = [f"'{latent.name}' ({latent.distribution})" for latent in latents]
         raise ValueError(
-            "sampler='sobol' found no reparameterised Normal noise in guide "
+            "sampler='sobol' found no reparameterized Normal noise in guide "
             f"{getattr(pair.guide, '__name__', type(pair.guide).__name__)}, whose random draws are "
             f"{', '.join(drawn) or 'none'}. Use sampler='random'."
         )
@@ -333,7 +333,7 @@ class _Noise(Messenger):
 
 class _ReplaceNormal(TorchFunctionMode):
     """Fills tensors from a function where `Tensor.normal_` would fill them, which is where all
-    reparameterised Normal distributions have their noise from."""
+    reparameterized Normal distributions have their noise from."""
 
     def __init__(self, replace: Callable[[int, Tensor], Tensor]) -> None:
         super().__init__()

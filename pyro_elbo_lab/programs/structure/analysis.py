@@ -65,7 +65,7 @@ class Latent:
     Attributes:
         name: the site's name.
         distribution: the name of the guide's distribution, for messages.
-        plates: names of its vectorised plates.
+        plates: names of its vectorized plates.
         upstream: the latents that its distribution in the guide depends on.
         generation: 0 without upstream latents, else one more than the largest of theirs.
         reparameterized: whether its draws are differentiable in the guide's parameters.
@@ -96,10 +96,10 @@ class Structure:
     Attributes:
         latents: by name, in the order in which the guide draws them.
         reads: for every factor the latents on which it depends, directly or not.
-        plates: for every factor the names of its vectorised plates.
+        plates: for every factor the names of its vectorized plates.
         parents: for every latent site of the model the latents on which its prior depends: itself
             among them where the guide has a value in between that depends on it.
-        plate_dims: the dimension of every vectorised plate; outermost plates first.
+        plate_dims: the dimension of every vectorized plate; outermost plates first.
         sums: for every factor of sites that are summed together these sites' names.
         enumerated: names of the model's sites that are summed out.
         escaped: the latents that became Python numbers or branches of the program.
@@ -125,7 +125,7 @@ class Structure:
 
     @property
     def max_plate_nesting(self) -> int:
-        """The number of dimensions that the vectorised plates take."""
+        """The number of dimensions that the vectorized plates take."""
         return max((-dim for dim in self.plate_dims.values()), default=0)
 
     @property
@@ -177,7 +177,7 @@ class Analysis(NamedTuple):
     untraced: Values
 
 
-def analyse(
+def analyze(
     pair: Pair,
     recall: Values | None = None,
     *,

@@ -10,7 +10,7 @@ from pyro_elbo_lab.programs.enumeration import (
     Marginal,
     Site,
     is_enumerated,
-    marginalise,
+    marginalize,
 )
 
 Side = Literal["model", "guide"]
@@ -39,7 +39,7 @@ def factors(model_trace: Any, guide_trace: Any) -> dict[FactorKey, Site]:
         for trace in (model_trace, guide_trace)
     )
     given = frozenset(name for name, site in guide.items() if is_enumerated(site))
-    keyed = {FactorKey("model", name): site for name, site in marginalise(model, given).items()}
+    keyed = {FactorKey("model", name): site for name, site in marginalize(model, given).items()}
     return keyed | {FactorKey("guide", name): site for name, site in guide.items()}
 
 

@@ -20,7 +20,7 @@ Contents = dict[str, str]
 
 
 def listed(html: str, folder: Path) -> str:
-    """The page of a report, with a list of itself and of all files in ``folder``."""
+    """The page of a report, with a list of itself and of all files in `folder`."""
     contents = {file.name: _digest(file) for file in folder.iterdir()}
     contents[PAGE] = _hash(html.encode())
     written = _LIST.format(escape(json.dumps(contents, sort_keys=True), quote=True))
@@ -28,7 +28,7 @@ def listed(html: str, folder: Path) -> str:
 
 
 def contents(folder: Path) -> Contents:
-    """What the page in ``folder`` lists; nothing if there is no page of a report."""
+    """What the page in `folder` lists; nothing if there is no page of a report."""
     html = _text(folder / PAGE)
     found = _FOUND.search(html)
     if found is None or GENERATOR not in html:

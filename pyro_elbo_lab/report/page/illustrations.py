@@ -103,7 +103,7 @@ _DENSITIES = (
 )
 _PAIRS = (
     "For each approximation the two parameters whose correlation is farthest from the reference's: "
-    "grey the reference, in colour the approximation. Where a cloud leaves the grey region, or "
+    "grey the reference, in color the approximation. Where a cloud leaves the grey region, or "
     "does not fill it, the joint distribution is wrong."
 )
 _K_HAT = (

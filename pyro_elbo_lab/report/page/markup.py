@@ -16,7 +16,7 @@ _PRINTED_ROWS = 40  # as in page.css
 
 
 class Cell(NamedTuple):
-    """Of a table: HTML, and what it is sorted by."""
+    """One cell of a table: its HTML and its sort key."""
 
     html: str
     key: float | str
@@ -27,14 +27,14 @@ class Cell(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Of the page: a heading, and HTML."""
+    """One section of the page: its heading and its HTML."""
 
     heading: str
     html: str
 
 
 def page(title: str, lede: str, sections: Iterable[Section]) -> str:
-    """Return a whole document with everything it needs inside; empty sections are left out."""
+    """A whole document with everything it needs inside; empty sections are left out."""
     shown = [section for section in sections if section.html]
     links = "".join(
         f'<li><a href="#{_slug(heading)}">{escape(heading)}</a></li>' for heading, _ in shown
@@ -56,12 +56,12 @@ def page(title: str, lede: str, sections: Iterable[Section]) -> str:
 
 
 def section(heading: str, *parts: str) -> Section:
-    """Return a section of the parts that are not empty."""
+    """A section of the parts that are not empty."""
     return Section(heading, "\n".join(part for part in parts if part))
 
 
 def paragraph(text: str, kind: str = "") -> str:
-    """Return a paragraph of plain text, of the class ``kind``: "soft", "lede" or "warning"."""
+    """A paragraph of plain text, of the class `kind`: "soft", "lede" or "warning"."""
     attribute = f' class="{kind}"' if kind else ""
     return f"<p{attribute}>{escape(text)}</p>"
 
@@ -69,7 +69,7 @@ def paragraph(text: str, kind: str = "") -> str:
 def card(
     name: str, swatch: str, tone: str, kind: str, sentence: str, facts: Mapping[str, str]
 ) -> str:
-    """Return a verdict; ``tone`` is good, fair, bad or unknown, and the facts are HTML."""
+    """A verdict; `tone` is good, fair, bad or unknown, and the facts are HTML."""
     icon = _ICONS.get(tone, "?")
     items = "".join(f"<div><dt>{escape(k)}</dt><dd>{v}</dd></div>" for k, v in facts.items())
     return (
@@ -80,13 +80,13 @@ def card(
 
 
 def cards(items: Iterable[str]) -> str:
-    """Return cards side by side where there is room."""
+    """Cards side by side where there is room."""
     content = "\n".join(items)
     return f'<ul class="cards">\n{content}\n</ul>'
 
 
 def swatch(color: str, outline: Sequence[tuple[float, float]], dashes: str) -> str:
-    """Return a line with a marker, as a key to the figures; ``outline`` within ±0.5."""
+    """A line with a marker, as a key to the figures; `outline` within ±0.5."""
     points = " ".join(f"{15 + 9 * x:.2f},{7 - 9 * y:.2f}" for x, y in outline)
     return (
         f'<svg class="swatch" viewBox="0 0 30 14" aria-hidden="true" focusable="false">'
@@ -102,9 +102,9 @@ def table(
     sorted_by: int | None = None,
     tall: bool = False,
 ) -> str:
-    """Return a table to sort, which scrolls inside a box; the first cell of a row is its header.
+    """A table to sort, which scrolls inside a box; the first cell of a row is its header.
 
-    ``sorted_by`` is the column by which the rows descend already; nothing without rows.
+    `sorted_by` is the column by which the rows descend already; nothing without rows.
     """
     if not rows:
         return ""
@@ -148,7 +148,7 @@ def _sortable(number: float) -> str:
 
 
 def definitions(entries: Mapping[str, Any]) -> str:
-    """Return a list of names and values, those called "command" as code."""
+    """A list of names and values, those called "command" as code."""
     items = "".join(
         f"<dt>{escape(k)}</dt><dd>{_code(str(v)) if k == 'command' else escape(str(v))}</dd>"
         for k, v in entries.items()
@@ -161,7 +161,7 @@ def _code(text: str) -> str:
 
 
 def figure(svg: bytes, title: str, alt: str, caption: str) -> str:
-    """Return an image embedded in the page, with a text for those who do not see it."""
+    """An image embedded in the page, with a text for those who do not see it."""
     data = base64.b64encode(svg).decode("ascii")
     label = escape(f"Figure: {title}", quote=True)
     return (
@@ -172,7 +172,7 @@ def figure(svg: bytes, title: str, alt: str, caption: str) -> str:
 
 
 def links(names: Iterable[str]) -> str:
-    """Return links to files in the folder of the page."""
+    """Links to files in the folder of the page."""
     items = (f'<a href="{escape(name, quote=True)}">{escape(name)}</a>' for name in names)
     return f"<p>{', '.join(items)}</p>"
 

@@ -167,7 +167,7 @@ def _cards(
 
 
 def _swatches(comparison: Comparison) -> dict[str, str]:
-    """Colour, marker and line of each approximation, as in the figures."""
+    """Color, marker and line of each approximation, as in the figures."""
     styles = theme.styles(comparison.approximations)
     return {name: markup.swatch(**theme.drawn(style)) for name, style in styles.items()}
 

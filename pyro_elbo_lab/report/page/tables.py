@@ -27,7 +27,7 @@ class Column:
         key: its name in the comparison.
         brackets: the name of a number to show in brackets.
         agreement: the value that perfect agreement has; what is farther from it than noise
-            explains, the column ``{key}_floor`` included, is bold.
+            explains, the column `{key}_floor` included, is bold.
         signed: whether positive numbers carry a sign.
         counts: whether the numbers are whole.
     """
@@ -104,7 +104,7 @@ def summary(
     rows: Mapping[str, Mapping[str, Any]],
     swatches: Mapping[str, str],
 ) -> str:
-    """Return a table with a row for each name, of those columns in which some row has a number."""
+    """A table with a row for each name, of those columns in which some row has a number."""
     shown = [
         column
         for column in columns

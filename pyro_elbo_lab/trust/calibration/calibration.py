@@ -15,7 +15,7 @@ from pyro_elbo_lab.inference.trees.datatree import variable
 from pyro_elbo_lab.programs.arguments import check_count, check_programs
 from pyro_elbo_lab.programs.messages import warn
 from pyro_elbo_lab.programs.simulator import simulator
-from pyro_elbo_lab.statistics.ranks import LEVEL, p_in_words, p_symmetric, p_uniform, pit, summarise
+from pyro_elbo_lab.statistics.ranks import LEVEL, p_in_words, p_symmetric, p_uniform, pit, summarize
 from pyro_elbo_lab.trust.calibration.simulations import Outcome, Task, common_randomness, run
 from pyro_elbo_lab.trust.comparison.posteriors import labels
 
@@ -36,9 +36,9 @@ class Calibration:
     """What `sbc` or `vsbc` found.
 
     Attributes:
-        ranks: of the true value among the draws, an integer from 0 to ``num_draws`` for every
+        ranks: of the true value among the draws, an integer from 0 to `num_draws` for every
             latent and deterministic site, with dimensions (simulation, *dims of the site).
-            ``simulation`` has the numbers of those that did not fail.
+            `simulation` has the numbers of those that did not fail.
         num_draws: how many draws each true value is ranked among.
         question: what is asked of the ranks: "uniform" (`sbc`) or "symmetric" (`vsbc`).
         failures: why a simulation failed, by its number.
@@ -68,11 +68,11 @@ class Calibration:
     def table(self) -> pd.DataFrame:
         """One row a scalar parameter.
 
-        ``p_uniform`` and ``p_symmetric`` are p-values of the hypotheses that its ranks are uniform
-        (ArviZ's pointwise tests, Cauchy combined) and symmetric (Butler 1969, exact). ``shift``:
-        by how many posterior sds the approximation is too high, and ``sd_ratio``: its sd over that
+        `p_uniform` and `p_symmetric` are p-values of the hypotheses that its ranks are uniform
+        (ArviZ's pointwise tests, Cauchy combined) and symmetric (Butler 1969, exact). `shift`:
+        by how many posterior sds the approximation is too high, and `sd_ratio`: its sd over that
         of the posterior, were both Gaussian; both understate large errors, as ranks among
-        ``num_draws`` draws are bounded. ``finding``: "uniform" or "symmetric" if the p-value times
+        `num_draws` draws are bounded. `finding`: "uniform" or "symmetric" if the p-value times
         the number of parameters (Bonferroni) is at least 0.01, otherwise what is wrong.
         """
         table = pd.DataFrame([self._row(*pair) for pair in self.scalars.items()])
@@ -82,7 +82,7 @@ class Calibration:
 
     def _row(self, name: str, ranks: np.ndarray) -> dict[str, Any]:
         u = pit(ranks, self.num_draws)
-        found = summarise(ranks, self.num_draws)
+        found = summarize(ranks, self.num_draws)
         lopsided = "shifted up" if np.mean(u) < 0.5 else "shifted down"
         return {
             "parameter": name,
@@ -153,25 +153,25 @@ def sbc(
 
     Each simulation draws latents z and data x from the model, fits the model to x, and ranks z
     among draws of the fit. If the fit is the posterior p(z | x), z and the draws come from the same
-    distribution, so that the ranks are uniform on 0 to ``num_draws`` (Talts, Betancourt, Simpson,
+    distribution, so that the ranks are uniform on 0 to `num_draws` (Talts, Betancourt, Simpson,
     Vehtari & Gelman 2018, "Validating Bayesian inference algorithms with simulation-based
     calibration"). An approximation that is too narrow has too many ranks at both ends; one that
     is too high has too many small ones. Calibration is an average over the prior: it does not say
     that the fit to the data at hand is right.
 
     The data are drawn by running the model with the sites that it observes left open: its
-    arguments say in which shape, as in `model(x)`. Then ``fit_fn(model_i, *args, **kwargs)`` is
-    called, where ``model_i`` is the model given the simulated data, to be called with the same
+    arguments say in which shape, as in `model(x)`. Then `fit_fn(model_i, *args, **kwargs)` is
+    called, where `model_i` is the model given the simulated data, to be called with the same
     arguments. Arguments that are the data themselves (or views of the same memory) hold the
     simulated data, for guides that read them. Simulations start with an empty param store and with
     seeds of their own, whatever runs them: a `joblib.parallel_config` can be a cluster of dask or
-    ray. ``fit_fn`` has to make its guide itself, and must not draw with a fixed seed.
+    ray. `fit_fn` has to make its guide itself, and must not draw with a fixed seed.
 
     Args:
         model: a Pyro model that observes its data.
         fit_fn: fits a model, and returns the result of `fit`, a DataTree with a posterior, or a
             dict of draws by site, each of shape (draws, *shape of the site). It has at least
-            ``num_draws`` draws, of which as many are taken at even distances. Draws of a Markov
+            `num_draws` draws, of which as many are taken at even distances. Draws of a Markov
             chain should be many more, since autocorrelated ranks are not uniform. Draws of
             deterministic sites are ranked too.
         args: positional arguments of the model.
@@ -186,13 +186,13 @@ def sbc(
 
     Returns:
         The ranks, with a table, a sentence and a figure. Simulations whose fit raised an error, or
-        whose draws are not finite, are left out and named in ``failures``.
+        whose draws are not finite, are left out and named in `failures`.
 
     Raises:
         ValueError: the model cannot be simulated from (parameters to learn, factors, scaled sites,
             subsampled plates, improper priors, densities that read the data other than through
-            ``obs=``); draws of the wrong shape, too few, or of no site of the model.
-        TypeError: ``fit_fn`` returns no draws.
+            `obs=`); draws of the wrong shape, too few, or of no site of the model.
+        TypeError: `fit_fn` returns no draws.
         RuntimeError: fewer than 2 fits succeeded.
 
     Warns:
@@ -224,10 +224,10 @@ def vsbc(
     progress: bool = True,
     **kwargs: Any,
 ) -> Calibration:
-    """Variational simulation-based calibration: is the centre of an approximation biased?
+    """Variational simulation-based calibration: is the center of an approximation biased?
 
     As `sbc`, but asks only whether the probabilities q(z < true z) are symmetric about 1/2, which
-    they are for an approximation whose centre is right on average, also where it is too narrow, as
+    they are for an approximation whose center is right on average, also where it is too narrow, as
     mean-field guides are (Yao, Vehtari, Simpson & Gelman 2018, "Yes, but did it work? Evaluating
     variational inference"). Too many small ones say that the approximation is too high, too many
     large ones that it is too low. Where q is narrow but skewed on one side, it can be both right on

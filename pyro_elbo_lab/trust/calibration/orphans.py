@@ -11,7 +11,7 @@ _watching = threading.Event()
 
 
 def end_with(owner: int) -> None:
-    """End this process soon after the process ``owner`` if it is a child of it.
+    """End this process soon after the process `owner` if it is a child of it.
 
     A worker of joblib outlives a parent that was killed: nobody tells it to stop. Workers of a
     cluster, whose parent is another process, are left to it.

@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
 class Task:
     """What every simulation needs, the same in each process; hashable, as dask asks.
 
-    ``owner`` is the process that asks for the simulations.
+    `owner` is the process that asks for the simulations.
     """
 
     simulator: Simulator
@@ -66,7 +66,7 @@ class Task:
         """Simulate, fit and rank, with random states and a param store of its own.
 
         Raises:
-            TypeError: if ``fit_fn`` returns something that holds no draws.
+            TypeError: if `fit_fn` returns something that holds no draws.
             ValueError: if its draws are too few, of the wrong shape, or of no known parameter.
         """
         end_with(self.owner)
@@ -188,7 +188,7 @@ def _check(name: str, draws: np.ndarray, shape: tuple[int, ...], num_draws: int)
 
 
 def _thinned(draws: np.ndarray, num_draws: int) -> np.ndarray:
-    """So many draws at even distances, from all chains one after another."""
+    """`num_draws` evenly spaced draws, chains one after another."""
     flat = draws.reshape(-1, *draws.shape[2:])
     return flat[np.arange(num_draws) * len(flat) // num_draws]
 

@@ -14,7 +14,7 @@ from pyro_elbo_lab.statistics.distances import (
     differences,
     halves,
     is_constant,
-    standardised,
+    standardized,
     weighted_differences,
 )
 from pyro_elbo_lab.statistics.importance import ImportanceDiagnostics, diagnose
@@ -40,7 +40,7 @@ _WEIGHTED = (
 class Anchors:
     """Parameters, at most 100, whose correlations and joint distribution are compared.
 
-    ``draws`` and ``reference`` have shape ``(A, chain, draw)`` and are standardised.
+    `draws` and `reference` have shape `(A, chain, draw)` and are standardized.
     """
 
     labels: list[str]
@@ -85,12 +85,12 @@ class Side:
         theirs = np.concatenate([read(target, b, "reference", target) for b in chosen])
         ours = np.concatenate([read(draws, b, name, target) for b in chosen])
         scale = theirs.mean((1, 2)), theirs.std((1, 2), ddof=1)
-        standard = standardised(ours, *scale), standardised(theirs, *scale)
+        standard = standardized(ours, *scale), standardized(theirs, *scale)
         anchors = Anchors(labels_of(chosen), *standard)
         return cls(name, tree, draws, _importance(name, tree, draws), anchors)
 
     def add(self, labels: list[str], z: Moments, r: Moments) -> None:
-        """Compare some parameters, ``z``, with the reference, ``r``, both standardised."""
+        """Compare some parameters, `z`, with the reference, `r`, both standardized."""
         columns = differences(z, r)
         columns["missed_mode"] = missed_modes(z.sorted, r.sorted, r.ess / r.sorted.shape[1])
         columns["extra_mode"] = missed_modes(r.sorted, z.sorted, z.ess / z.sorted.shape[1])
@@ -119,7 +119,7 @@ class Side:
 
 
 def read(draws: xr.Dataset, block: Block, name: str, target: xr.Dataset) -> np.ndarray:
-    """The draws ``(P, chain, draw)`` of a block, in the order that the reference has them.
+    """The draws `(P, chain, draw)` of a block, in the order that the reference has them.
 
     Draws that differ by no more than rounding, as a point's do, are made equal.
 

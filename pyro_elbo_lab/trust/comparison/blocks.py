@@ -63,7 +63,7 @@ def precision(array: xr.DataArray) -> float:
 
 
 def evenly_spaced(blocks: list[Block], most: int) -> list[Block]:
-    """At most ``most`` of the parameters of ``blocks``, at equal distances."""
+    """At most `most` of the parameters of `blocks`, at equal distances."""
     total = sum(len(block.labels) for block in blocks)
     chosen = np.unique(np.linspace(0, total - 1, min(most, total)).astype(int))
     found, start = [], 0

@@ -53,13 +53,13 @@ _TABLE = (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
-    """What :func:`compare` found.
+    """What `compare` found.
 
     Attributes:
-        dataset: every number, over the dimensions ``approximation`` and ``parameter``; NaN where
-            an approximation lacks a parameter or log-weights. Each parameter is ``element`` (a
-            flat index) of ``variable``. Attributes: ``reference_reliable`` and ``reference_note``,
-            ``reference_seconds`` and ``reference_gradient_evaluations`` (NaN if unknown).
+        dataset: every number, over the dimensions `approximation` and `parameter`; NaN where
+            an approximation lacks a parameter or log-weights. Each parameter is `element` (a
+            flat index) of `variable`. Attributes: `reference_reliable` and `reference_note`,
+            `reference_seconds` and `reference_gradient_evaluations` (NaN if unknown).
         approximations: the compared DataTrees by name, further references at the end.
         reference: the DataTree they are compared with.
         findings: the `Verdict` of each approximation.
@@ -82,19 +82,19 @@ class Comparison:
 
         Columns, of which those in sds are in reference sds:
 
-        * ``mean_error``: difference of means, in sds; ``sd_ratio``; ``wasserstein``: 1-Wasserstein
+        * `mean_error`: difference of means, in sds; `sd_ratio`; `wasserstein`: 1-Wasserstein
           distance, in sds;
-        * ``quantile_05_error`` to ``quantile_95_error``: differences of quantiles, in sds;
-        * ``coverage_50``, ``coverage``: share of the reference inside the central 50 % and 90 %
+        * `quantile_05_error` to `quantile_95_error`: differences of quantiles, in sds;
+        * `coverage_50`, `coverage`: share of the reference inside the central 50 % and 90 %
           interval;
-        * ``middle_ratio``, ``tail_ratio``: widths of the central 50 % and 98 % intervals over those
+        * `middle_ratio`, `tail_ratio`: widths of the central 50 % and 98 % intervals over those
           of the reference;
-        * ``correlation_error``: largest absolute error of the correlations with the other
+        * `correlation_error`: largest absolute error of the correlations with the other
           parameters, or with 100 of them if there are more.
 
-        ``*_mcse`` is the Monte Carlo standard error of both sides together, ``*_floor`` the
+        `*_mcse` is the Monte Carlo standard error of both sides together, `*_floor` the
         distance from perfect agreement (an error or distance of 0, a ratio of 1, a coverage of 0.5
-        and 0.9) that two halves of the reference show; ``quantile_floor`` is the largest over the
+        and 0.9) that two halves of the reference show; `quantile_floor` is the largest over the
         quantiles.
         """
         columns = {
@@ -107,12 +107,12 @@ class Comparison:
     def summary(self) -> pd.DataFrame:
         """One row per approximation.
 
-        Columns: ``verdict``; k-hat, ELBO and evidence in nats; joint distances of
-        ``joint_parameters`` parameters and ``joint_draws`` nearly independent draws, as
-        `statistics.joint.joint_distances` defines them, with ``_floor`` what two samples
-        of one distribution exceed with probability 5 % and ``_p`` the p-value; the difference of
+        Columns: `verdict`; k-hat, ELBO and evidence in nats; joint distances of
+        `joint_parameters` parameters and `joint_draws` nearly independent draws, as
+        `statistics.joint.joint_distances` defines them, with `_floor` what two samples
+        of one distribution exceed with probability 5 % and `_p` the p-value; the difference of
         the ELPD by leave-one-out cross-validation, in nats, negative where it predicts worse;
-        ``seconds`` and ``gradient_evaluations``; by how many nats the loss fell in the last half
+        `seconds` and `gradient_evaluations`; by how many nats the loss fell in the last half
         of training; and the worst errors over all parameters.
         """
         diagnostics = self.dataset[list(SCALARS)].to_dataframe()
@@ -135,7 +135,7 @@ class Comparison:
         return {name: found.sentence for name, found in self.findings.items()}
 
     def draws(self, parameter: str) -> dict[str, np.ndarray]:
-        """Return all draws of one parameter, by approximation and under ``"reference"``.
+        """All draws of one parameter, by approximation and under `"reference"`.
 
         Approximations that lack the parameter are left out.
         """
@@ -163,7 +163,7 @@ class Comparison:
         return plot_densities(self, max_parameters)
 
     def save(self, path: str | Path) -> Path:
-        """Write ``comparison.nc``, ``table.csv`` and ``summary.csv`` into folder ``path``.
+        """Write `comparison.nc`, `table.csv` and `summary.csv` into folder `path`.
 
         All of them are replaced, or none if one cannot be written.
 
@@ -200,8 +200,8 @@ def compare(
 
     Each parameter (scalar element of a variable) that both sides have is compared in units of
     the reference's standard deviation, and each distance stands beside the Monte Carlo error or
-    the noise floor it must exceed to mean anything. See :attr:`Comparison.table`. Joint distances
-    stand in :attr:`Comparison.summary`; they use at most 100 parameters, evenly spaced, and 1000
+    the noise floor it must exceed to mean anything. See `Comparison.table`. Joint distances
+    stand in `Comparison.summary`; they use at most 100 parameters, evenly spaced, and 1000
     draws of each side.
 
     Parameters are read 1024 at a time, and a DataTree that was opened from a file
@@ -210,21 +210,21 @@ def compare(
     parameters there are.
 
     Args:
-        approximations: ArviZ DataTrees by name, each with a ``posterior`` group over chain and
-            draw and, where known, independent draws of ``sample_stats.log_weight`` =
-            log p(x, z) - log q(z), for k-hat, ELBO and evidence; a group ``log_likelihood``, for
-            the predictive difference; a group ``training`` with ``loss`` over steps; and root
-            attributes ``seconds`` and ``gradient_evaluations``. Or, without any of these, mappings
-            from variable to arrays ``(chain, draw, *shape)``.
-        reference: a DataTree with a ``posterior`` group; a finished `MCMC` of Pyro or NumPyro; a
-            mapping from variable to arrays ``(chain, draw, *shape)``, which count as exact draws;
+        approximations: ArviZ DataTrees by name, each with a `posterior` group over chain and
+            draw and, where known, independent draws of `sample_stats.log_weight` =
+            log p(x, z) - log q(z), for k-hat, ELBO and evidence; a group `log_likelihood`, for
+            the predictive difference; a group `training` with `loss` over steps; and root
+            attributes `seconds` and `gradient_evaluations`. Or, without any of these, mappings
+            from variable to arrays `(chain, draw, *shape)`.
+        reference: a DataTree with a `posterior` group; a finished `MCMC` of Pyro or NumPyro; a
+            mapping from variable to arrays `(chain, draw, *shape)`, which count as exact draws;
             or several of these by name. Of several, the first is the reference, and the others
             are compared with it like approximations, which shows how far references differ. A root
-            attribute ``reliable`` = 0 marks a DataTree as unfit, for the reason in the attribute
-            ``reliability``; without it, R-hat, effective sample sizes and divergent transitions
+            attribute `reliable` = 0 marks a DataTree as unfit, for the reason in the attribute
+            `reliability`; without it, R-hat, effective sample sizes and divergent transitions
             decide, as they do in `nuts`.
-        losses: training losses by approximation, ``(num_steps,)`` in nats, which tell a fit that
-            was stopped too early; they take precedence over the group ``training``.
+        losses: training losses by approximation, `(num_steps,)` in nats, which tell a fit that
+            was stopped too early; they take precedence over the group `training`.
 
     Raises:
         ValueError: if a posterior group is missing, has a NaN or infinite draw or too few draws;

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from pyro_elbo_lab.statistics.correlations import governed_spread
-from pyro_elbo_lab.statistics.distances import Moments, noise_floors, standardised
+from pyro_elbo_lab.statistics.distances import Moments, noise_floors, standardized
 from pyro_elbo_lab.statistics.mixing import rank_mixing
 from pyro_elbo_lab.statistics.modes import discrete
 from pyro_elbo_lab.statistics.reliability import Worst, worse
@@ -23,8 +23,8 @@ _AT_ONCE = 64
 class Assembled(NamedTuple):
     """What a Comparison holds.
 
-    ``dataset`` has all numbers over ``approximation`` and ``parameter``, NaN where an approximation
-    lacks a parameter; ``notes`` say what was left out; ``worst`` has the largest R-hat and the
+    `dataset` has all numbers over `approximation` and `parameter`, NaN where an approximation
+    lacks a parameter; `notes` say what was left out; `worst` has the largest R-hat and the
     smallest effective sample size of the reference.
     """
 
@@ -71,9 +71,9 @@ def _compare(block: Block, sides: list[Side], target: xr.Dataset) -> xr.Dataset:
     for start in range(0, len(block.labels), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
         scale = theirs[part].mean((1, 2)), theirs[part].std((1, 2), ddof=1)
-        r = Moments.of(standardised(theirs[part], *scale))
+        r = Moments.of(standardized(theirs[part], *scale))
         for side, draws in zip(present, ours, strict=True):
-            side.add(block.labels[part], Moments.of(standardised(draws[part], *scale)), r)
+            side.add(block.labels[part], Moments.of(standardized(draws[part], *scale)), r)
         mixing = rank_mixing(r.draws)
         own = {"r_hat": mixing.r_hat, "ess": mixing.ess, "discrete": discrete(r.sorted)}
         columns.append(noise_floors(r.draws) | own)
@@ -84,7 +84,7 @@ def _compare(block: Block, sides: list[Side], target: xr.Dataset) -> xr.Dataset:
 
 
 def _row(side: Side, reference: xr.DataTree, losses: np.ndarray | None) -> xr.Dataset:
-    """Return everything about one approximation, over its own parameters."""
+    """Everything about one approximation, over its own parameters."""
     found = dict(
         zip(
             side.anchors.labels,

@@ -17,16 +17,16 @@ _UNSTABLE = 0.5
 """Relative noise of an sd beyond which a few draws dominate it, as they do without a variance."""
 
 _TESTS = 5
-"""Of each parameter: mean, sd, distance, tails, correlation."""
+"""The errors of each parameter: mean, sd, distance, tails, correlation."""
 
 Mask = np.ndarray
 
 
 @dataclass(frozen=True)
 class Errors:
-    """The errors of one approximation; ``mean_slack`` and the like are what noise may explain.
+    """The errors of one approximation; `mean_slack` and the like are what noise may explain.
 
-    ``columns`` are those of the row of a comparison, ``(P,)`` each; ``suffix`` is "_weighted" for
+    `columns` are those of the row of a comparison, `(P,)` each; `suffix` is "_weighted" for
     importance-weighted moments, of which there are only means and sds.
     """
 
@@ -69,7 +69,7 @@ class Errors:
 
     @property
     def tails(self) -> Mask:
-        """Where tails or sd are off, and the tails twice as much, in logarithms, as the middle."""
+        """Parameters whose tails or sd are off, the tails twice as much as the middle, in logs."""
         if not self.has_shapes:
             return np.zeros(self.parameter.size, bool)
         tail, middle = self.columns["tail_ratio"], self.columns["middle_ratio"]
@@ -86,14 +86,14 @@ class Errors:
 
     @property
     def misshapen(self) -> Mask:
-        """Where the whole distribution is off though mean, sd and tails are not."""
+        """Parameters whose distribution is off though mean, sd and tails are not."""
         floor = self.columns["wasserstein_floor"]
         off = self.columns["wasserstein"] > TOLERANCE + floor + self.slack("wasserstein")
         return off & ~(self.biased | self.narrow | self.wide | self.tails)
 
     @property
     def uncorrelated(self) -> Mask:
-        """Where a correlation with another parameter is off."""
+        """Parameters whose correlation with another is off."""
         return self.columns["correlation_error"] > TOLERANCE + self.slack("correlation_error")
 
     @property
@@ -142,7 +142,7 @@ class Errors:
 
     @property
     def beyond_tolerance(self) -> Mask:
-        """Whose mean or sd is off by more than the tolerance, be it by noise."""
+        """Parameters whose mean or sd is outside the tolerance, by noise or not."""
         off = np.abs(self.columns["mean_error"]), np.abs(self.columns["sd_ratio"] - 1)
         return np.maximum(*off) > TOLERANCE
 

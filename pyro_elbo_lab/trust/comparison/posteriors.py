@@ -1,4 +1,4 @@
-"""The posterior group of a DataTree as arrays of labelled scalar parameters."""
+"""The posterior group of a DataTree as arrays of labeled scalar parameters."""
 
 import itertools
 
@@ -12,9 +12,9 @@ _ELEMENT = "_element"
 
 
 def posterior(tree: xr.DataTree, name: str) -> xr.Dataset:
-    """Return the numeric variables of the posterior group of ``tree``, chain and draw first.
+    """The numeric variables of the posterior group of `tree`, chain and draw first.
 
-    ``name`` is what error messages call the tree.
+    `name` is what error messages call the tree.
 
     Raises:
         ValueError: if there is no posterior group or it is empty, a variable has no chain or draw
@@ -44,7 +44,7 @@ def posterior(tree: xr.DataTree, name: str) -> xr.Dataset:
 
 
 def aligned(array: xr.DataArray, reference: xr.DataArray, name: str) -> xr.DataArray:
-    """Return ``array`` with its parameter dimensions in the order of ``reference``.
+    """`array` with its parameter dimensions in the order of `reference`.
 
     Dimensions are matched by name, then elements by coordinate value where both sides name
     their elements, otherwise by position.
@@ -68,7 +68,7 @@ def aligned(array: xr.DataArray, reference: xr.DataArray, name: str) -> xr.DataA
 
 
 def labels(array: xr.DataArray) -> list[str]:
-    """Return one label per scalar element, as ArviZ writes them: ``theta[Choate]``.
+    """One label per scalar element, as ArviZ writes them: `theta[Choate]`.
 
     >>> draws = xr.DataArray(
     ...     np.zeros((1, 2, 2)), dims=("chain", "draw", "school"),
@@ -85,7 +85,7 @@ def labels(array: xr.DataArray) -> list[str]:
 
 
 def elements(array: xr.DataArray, index: np.ndarray) -> np.ndarray:
-    """Return the draws of the scalar elements ``index`` as float64 ``(P, chain, draw)``.
+    """The draws of the scalar elements `index` as float64 `(P, chain, draw)`.
 
     Only these are read where the array lies in a file.
     """
@@ -103,7 +103,7 @@ def elements(array: xr.DataArray, index: np.ndarray) -> np.ndarray:
 
 
 def check_finite(draws: np.ndarray, array: xr.DataArray, index: np.ndarray, name: str) -> None:
-    """Refuse draws ``(P, chain, draw)`` of the elements ``index`` of ``array`` of tree ``name``.
+    """Refuse draws `(P, chain, draw)` of the elements `index` of `array` of tree `name`.
 
     Raises:
         ValueError: if a draw is NaN or infinite.
@@ -120,7 +120,7 @@ def check_finite(draws: np.ndarray, array: xr.DataArray, index: np.ndarray, name
 
 
 def log_weights(tree: xr.DataTree, draws: xr.Dataset, name: str) -> np.ndarray | None:
-    """Return ``sample_stats.log_weight`` of ``tree`` flattened over chain and draw, if it is there.
+    """`sample_stats.log_weight` of `tree` flattened over chain and draw, if it is there.
 
     Raises:
         ValueError: if there is not one log-weight for each posterior draw.
@@ -152,7 +152,7 @@ def _check_sample_dims(array: xr.DataArray, variable: str, name: str) -> None:
 
 
 def _names_elements(array: xr.DataArray, dim: object) -> bool:
-    """Whether the coordinate of ``dim`` is more than the default 0, 1, 2, …"""
+    """Whether the coordinate of `dim` is more than the default 0, 1, 2, …"""
     if dim not in array.coords:
         return False
     values = array[dim].values

@@ -14,15 +14,15 @@ COLUMNS = ("elpd_difference", "elpd_difference_se", "elpd_pareto_k")
 
 
 def elpd_difference(approximation: xr.DataTree, reference: xr.DataTree) -> dict[str, float]:
-    """Return the difference of expected log predictive densities, in nats, and its error.
+    """The difference of expected log predictive densities, in nats, and its error.
 
     Both are estimated by PSIS leave-one-out cross-validation (Vehtari, Gelman & Gabry 2017) from
     the draws as they are, without importance weights for the approximation: negative where it
     predicts new data worse than the reference does. The standard error is that of the sum of the
-    differences over the observations. ``elpd_pareto_k`` is the largest Pareto k of both sides;
+    differences over the observations. `elpd_pareto_k` is the largest Pareto k of both sides;
     above 0.7 the estimates are not to be trusted.
 
-    All are NaN where a side has no group ``log_likelihood``, or the observations differ.
+    All are NaN where a side has no group `log_likelihood`, or the observations differ.
     """
     shapes = [_shapes(tree) for tree in (approximation, reference)]
     if not shapes[0] or shapes[0] != shapes[1]:
@@ -70,7 +70,7 @@ def _harmonic_mean(log_likelihood: np.ndarray) -> np.ndarray:
 
 
 def _have_tails(log_likelihood: np.ndarray) -> np.ndarray:
-    """Of which observations the largest weights differ by more than rounding."""
+    """The observations whose largest weights differ by more than rounding."""
     flat = -log_likelihood.reshape(-1, log_likelihood.shape[-1])
     first = len(flat) - max(1, tail_size(len(flat)))
     tail = np.partition(flat, first, axis=0)[first:]

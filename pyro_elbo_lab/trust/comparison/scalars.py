@@ -1,4 +1,4 @@
-"""Numbers of which each approximation has one: joint, predictive, cost, progress."""
+"""One number per approximation: joint, predictive, cost, progress."""
 
 import numpy as np
 import xarray as xr
@@ -27,9 +27,9 @@ SCALARS = (*DIAGNOSTICS, *_JOINT, *predictive.COLUMNS, *_COST, *_PROGRESS)
 
 
 def scalars(side: Side, reference: xr.DataTree, losses: np.ndarray | None) -> dict[str, float]:
-    """Return all ``SCALARS`` of an approximation, NaN where they are not known.
+    """All `SCALARS` of an approximation, NaN where they are not known.
 
-    ``losses`` take precedence over those in the tree.
+    `losses` take precedence over those in the tree.
     """
     ours, theirs = joint_draws(side.anchors)
     recorded = _losses(side.tree) if losses is None else losses
@@ -46,7 +46,7 @@ def scalars(side: Side, reference: xr.DataTree, losses: np.ndarray | None) -> di
 
 
 def joint_draws(anchors: Anchors) -> tuple[np.ndarray, np.ndarray]:
-    """Equally many, nearly independent draws of both sides, ``(n, A)``, evenly spaced."""
+    """Equally many, nearly independent draws of both sides, `(n, A)`, evenly spaced."""
     flat = [x.reshape(len(x), -1) for x in (anchors.draws, anchors.reference)]
     independent = [mixing(x).ess.min() for x in (anchors.draws, anchors.reference)]
     n = min(int(min(independent)), *(x.shape[1] for x in flat), joint.MAX_DRAWS)
@@ -58,8 +58,8 @@ def joint_draws(anchors: Anchors) -> tuple[np.ndarray, np.ndarray]:
 def cost(tree: xr.DataTree) -> dict[str, float]:
     """Seconds and gradient evaluations that draws took, NaN where the tree does not say.
 
-    They are root attributes, ``seconds`` and ``gradient_evaluations``; of a Markov chain without
-    the latter, the ``n_steps`` of all transitions after warm-up.
+    They are root attributes, `seconds` and `gradient_evaluations`; of a Markov chain without
+    the latter, the `n_steps` of all transitions after warm-up.
     """
     found = {name: float(tree.attrs.get(name, np.nan)) for name in _COST}
     if np.isnan(found["gradient_evaluations"]) and "sample_stats" in tree.children:

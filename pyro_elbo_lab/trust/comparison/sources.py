@@ -13,10 +13,10 @@ from pyro_elbo_lab.statistics.reliability import Worst, judge
 
 
 def as_tree(source: Any, name: str) -> xr.DataTree:
-    """Return draws as a DataTree.
+    """Draws as a DataTree.
 
     Args:
-        source: a DataTree; a mapping from variable to draws ``(chain, draw, *shape)``, taken to be
+        source: a DataTree; a mapping from variable to draws `(chain, draw, *shape)`, taken to be
             exact; or a finished `MCMC` of Pyro or NumPyro, whose divergences are kept.
         name: what error messages call it.
 
@@ -62,8 +62,8 @@ def several(reference: Any) -> dict[str, Any]:
 def reliability(tree: xr.DataTree, found: Worst) -> tuple[bool, str]:
     """Whether a reference can be relied on, and one sentence that says why.
 
-    A tree that has the root attribute ``reliable`` (0 or 1) has been judged, with the reason in
-    ``reliability``. Any other is judged as the draws of `nuts` are.
+    A tree that has the root attribute `reliable` (0 or 1) has been judged, with the reason in
+    `reliability`. Any other is judged as the draws of `nuts` are.
 
     Args:
         tree: the reference.

@@ -39,39 +39,39 @@ class Verdict:
 def judge(row: xr.Dataset, reference_reliable: bool = True, reference_note: str = "") -> Verdict:
     """Judge one approximation from its row of a comparison.
 
-    ``row`` is the dataset of a Comparison at one approximation. An error counts when it exceeds its
+    `row` is the dataset of a Comparison at one approximation. An error counts when it exceeds its
     tolerance by more than noise explains: z Monte Carlo standard errors, where z is the normal
-    quantile at ``FALSE_ALARM_RATE`` divided among all comparisons. The tolerances are ``TOLERANCE``
+    quantile at `FALSE_ALARM_RATE` divided among all comparisons. The tolerances are `TOLERANCE`
     for means, sds and Wasserstein distances (these also beyond their noise floor) and
-    ``TAIL_TOLERANCE`` for the width of the central 98 %. The first rule that applies decides:
+    `TAIL_TOLERANCE` for the width of the central 98 %. The first rule that applies decides:
 
-    1. ``reference unreliable``: its chains disagree or diverge. Nothing can be learnt from a
+    1. `reference unreliable`: its chains disagree or diverge. Nothing can be learnt from a
        distance to it (Vehtari, Gelman, Simpson, Carpenter & Bürkner 2021; Betancourt 2017,
        "A conceptual introduction to Hamiltonian Monte Carlo", section 6.2). Or, after rule 4: the
        approximation has a mode that the reference never visits, k-hat is good, and its weights
        do not make the mode vanish.
-    2. ``point estimate``: no parameter varies, so there is no spread to compare.
-    3. No error counts. ``cannot tell`` if an error of ``TOO_NOISY`` could hide in the noise.
-       Otherwise ``good``; or ``good marginals`` if k-hat is above its threshold, as it sees the
+    2. `point estimate`: no parameter varies, so there is no spread to compare.
+    3. No error counts. `cannot tell` if an error of `TOO_NOISY` could hide in the noise.
+       Otherwise `good`; or `good marginals` if k-hat is above its threshold, as it sees the
        joint distribution and its tails, which marginals do not (Yao, Vehtari, Simpson & Gelman
        2018, "Yes, but did it work?", sections 3 and 4); or if a correlation is off; or if there is
        no k-hat, and the parameters are too many for all of them to enter the classifier test.
-    4. ``good after importance weighting``: some error counts, k-hat is at most min(1 - 1/log10 S,
+    4. `good after importance weighting`: some error counts, k-hat is at most min(1 - 1/log10 S,
        0.7) (Vehtari, Simpson, Gelman, Yao & Gabry 2024), and with Pareto smoothed weights no
        error of a mean or sd counts any more. The second check guards against a low k-hat from
        draws that have never seen another mode.
-    5. ``unconverged``: the loss was still falling, by at least ``STILL_FALLING`` nats over the last
+    5. `unconverged`: the loss was still falling, by at least `STILL_FALLING` nats over the last
        half of the steps and by four standard errors (Dhaka et al. 2020). Whatever else is
        wrong may be due to that.
-    6. ``wrong mode``: at least 5 % of the reference lie beyond a valley of its density where the
-       approximation has none, as minimising KL(q‖p) allows (Bishop 2006, section 10.1.2); see
-       :func:`pyro_elbo_lab.statistics.modes.missed_modes`.
-    7. The errors of means and sds that count: ``biased``, ``under-dispersed`` (what minimising
-       KL(q‖p) tends to do: Turner & Sahani 2011), ``over-dispersed``, or several of these. An sd
+    6. `wrong mode`: at least 5 % of the reference lie beyond a valley of its density where the
+       approximation has none, as minimizing KL(q‖p) allows (Bishop 2006, section 10.1.2); see
+       `pyro_elbo_lab.statistics.modes.missed_modes`.
+    7. The errors of means and sds that count: `biased`, `under-dispersed` (what minimizing
+       KL(q‖p) tends to do: Turner & Sahani 2011), `over-dispersed`, or several of these. An sd
        that is off because of the tails alone is left to the next rule.
-    8. ``light tails`` or ``heavy tails``: the width of the central 98 % is off, by a factor more
+    8. `light tails` or `heavy tails`: the width of the central 98 % is off, by a factor more
        than twice, in logarithms, that of the middle half.
-    9. ``wrong shape``: the Wasserstein distance counts though none of the above does.
+    9. `wrong shape`: the Wasserstein distance counts though none of the above does.
 
     >>> from pyro_elbo_lab import compare
     >>> rng = np.random.default_rng(0)
@@ -208,7 +208,7 @@ def _wrong(row: xr.Dataset, errors: Errors, repair: str) -> Verdict:
     return Verdict(kind, sentence)
 
 
-_RICHER = "try a richer guide, such as a normalising flow"
+_RICHER = "try a richer guide, such as a normalizing flow"
 _DISCRETE = (
     "try a guide in which the discrete parameters depend on each other, or sum them out "
     "(infer={'enumerate': 'parallel'} in the model)"
@@ -230,10 +230,10 @@ def _advice(row: xr.Dataset, errors: Errors) -> str:
             f"correlation {governed[root]:.2f})"
         )
         if row["governed_bend"].values[root] > _BEND:
-            return f"{follows}, in a curve: try a normalising flow, or straighter coordinates"
-        return f"{follows}, a funnel: try a non-centred parameterisation"
+            return f"{follows}, in a curve: try a normalizing flow, or straighter coordinates"
+        return f"{follows}, a funnel: try a non-centered parameterization"
     if "light tails" in kinds or "heavy tails" in kinds:
-        return "try a guide whose tails can adapt, such as Student's t or a normalising flow"
+        return "try a guide whose tails can adapt, such as Student's t or a normalizing flow"
     if "under-dispersed" in kinds and errors.uncorrelated.any():
         return f"{_correlation(errors)}: {_FULL_RANK}"
     if "biased" in kinds:
@@ -280,5 +280,5 @@ def _unreliable_sentence(reference_note: str) -> str:
     reason = f" ({note})" if note else ""
     return (
         f"Reference unreliable: the reference itself cannot be trusted{reason}; repair it first, "
-        "with longer chains, a higher target acceptance or another parameterisation."
+        "with longer chains, a higher target acceptance or another parameterization."
     )

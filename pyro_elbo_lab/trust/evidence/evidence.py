@@ -95,7 +95,9 @@ class EvidenceBounds:
     def __str__(self) -> str:
         sides = {"at least": self.lower, "at most": self.upper}
         found = [f"{words} {bound}" for words, bound in sides.items() if bound is not None]
-        sentence = f"log p(x) is {', '.join(found) or 'not bounded by anything believable'} nats."
+        if not found:
+            return "log p(x): no reliable bound."
+        sentence = f"log p(x) is {', '.join(found)} nats."
         if self.lower is not None and self.upper is not None:
             error = math.hypot(self.lower.se, self.upper.se)
             sentence += (
@@ -256,12 +258,12 @@ class _Run:
             return draw(self.pair, how, given)
 
     def log_weights(self, num_draws: int) -> np.ndarray:
-        """Of the guide's draws, (num_draws,)."""
+        """Log-weights of the guide's draws, (num_draws,)."""
         parts = [self.draw(linear(), num_outer=size) for size in self._chunks(num_draws)]
         return np.concatenate([_numpy(totals(part, mean)) for part in parts])
 
     def at_reference(self, reference: Any) -> np.ndarray:
-        """Of the reference's draws, (chain, draw)."""
+        """Log-weights of the reference's draws, (chain, draw)."""
         values = guide_values(reference, self.structure, self.pair.guide)
         num_draws = len(next(iter(values.values())))
         parts, start = [], 0

@@ -4,7 +4,7 @@ Run from the project's root: python -m tests.benchmarks.papers.bnn_renyi --data 
 
     w ~ Normal(0, I),  y_i ~ Normal(f_w(x_i), s^2),
 
-with f one layer of 50 rectified units, everything standardised by the training set, and the noise s
+with f one layer of 50 rectified units, everything standardized by the training set, and the noise s
 learnt. The folder has UCI's `boston.txt`, `concrete.txt`, `wine.txt` and `yacht.txt`, the target in
 the last column. Their bound of a minibatch has the likelihood to the power N / M inside the
 logarithm ("energy approximation"), and so has ours: it is no bound of the full data's evidence
@@ -56,14 +56,14 @@ TEST_SHARE = 0.1
 
 
 class Split(NamedTuple):
-    """Standardised training data, and test data with covariates standardised likewise.
+    """Standardized training data, and test data with covariates standardized likewise.
 
     Attributes:
         x: (N, D).
-        y: (N,), standardised.
+        y: (N,), standardized.
         x_test: (T, D).
         y_test: (T,), in its own units.
-        centre: mean of the training targets.
+        center: mean of the training targets.
         scale: their sd.
     """
 
@@ -71,7 +71,7 @@ class Split(NamedTuple):
     y: Tensor
     x_test: Tensor
     y_test: Tensor
-    centre: float
+    center: float
     scale: float
 
 
@@ -132,7 +132,7 @@ def errors(part: Split, weight: float) -> tuple[float, float]:
     """Negative test log-likelihood in nats and RMSE, with K draws of the fitted guide."""
     with torch.no_grad(), pyro.poutine.trace() as run, pyro.plate("draw", NUM_PARTICLES):
         guide(part.x, part.y, weight)
-    f = part.centre + part.scale * network(run.trace.nodes["w"]["value"], part.x_test)
+    f = part.center + part.scale * network(run.trace.nodes["w"]["value"], part.x_test)
     noise = part.scale * (0.5 * pyro.param("log_noise_variance")).exp()
     log_p = dist.Normal(f, noise).log_prob(part.y_test)
     mean_log_p = torch.logsumexp(log_p, 0).mean() - math.log(NUM_PARTICLES)

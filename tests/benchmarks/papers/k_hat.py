@@ -2,7 +2,7 @@
 
 Run from the project's root: python -m tests.benchmarks.papers.k_hat
 
-The mean-field Gaussian of eight schools in unconstrained space, centred and non-centred. The
+The mean-field Gaussian of eight schools in unconstrained space, centered and non-centered. The
 paper's k-hat follow runs of Stan's ADVI; ours follow the optimum itself
 (`tests/trust/posteriors/optimum.py`), and are means over many sets of draws.
 
@@ -25,8 +25,8 @@ from tests.benchmarks.papers.published import Result, Setting, arguments, report
 from tests.trust.posteriors.optimum import Program, mean_field
 
 PUBLISHED = {
-    "centred": (eight_schools.model_centred, 1.00),
-    "non-centred": (eight_schools.model, 0.64),
+    "centered": (eight_schools.model_centered, 1.00),
+    "non-centered": (eight_schools.model, 0.64),
 }
 REPETITIONS = 40
 NUM_DRAWS = 100_000
@@ -38,7 +38,7 @@ SETTINGS = [
 ]
 NOTE = (
     "A k-hat of one set of draws varies by the sd in the note, which is as much as the paper's "
-    "single fits differ from our means. Both find the centred form above 0.7 and the other below."
+    "single fits differ from our means. Both find the centered form above 0.7 and the other below."
 )
 
 
@@ -55,7 +55,7 @@ def k_hats(model: Program, repetitions: int, num_draws: int, num_points: int) ->
 
 
 def measure(options: argparse.Namespace) -> Iterator[Result]:
-    """The mean k-hat and its standard error, in both parameterisations."""
+    """The mean k-hat and its standard error, in both parameterizations."""
     size = (5, 20_000, 1024) if options.quick else (REPETITIONS, NUM_DRAWS, 4096)
     for name, (model, published) in PUBLISHED.items():
         found = k_hats(model, *size)

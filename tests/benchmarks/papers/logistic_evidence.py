@@ -4,7 +4,7 @@ Run from the project's root: python -m tests.benchmarks.papers.logistic_evidence
 
     w ~ Normal(0, s^2 I),  y_i ~ Bernoulli(sigmoid(x_i . w)),
 
-covariates standardised (mean 0, sd 1 over the data) after a column of ones, labels 1 for the second
+covariates standardized (mean 0, sd 1 over the data) after a column of ones, labels 1 for the second
 class. The folder has UCI's `ionosphere.npz` and `sonar.npz` (arrays `X`, `y`) and
 `german.data-numeric`. The tasks are those on which samplers are compared by their ELBO, as by
 D. Blessing et al. (2024), Beyond ELBOs: a large-scale evaluation of variational methods for

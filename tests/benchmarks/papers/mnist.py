@@ -55,7 +55,7 @@ def settings(options: argparse.Namespace) -> list[Setting]:
         Setting("Adam", f"beta 0.9, 0.999, epsilon {ADAM_EPSILON}", f"epsilon {options.epsilon:g}"),
         Setting("batch", BATCH_SIZE, options.batch),
         Setting("pixels", "drawn anew for every batch", "the same"),
-        Setting("test images", "10000, binarised once", "the same"),
+        Setting("test images", "10000, binarized once", "the same"),
         Setting(
             "test log-likelihood",
             f"IW-{NUM_TEST_PARTICLES}",

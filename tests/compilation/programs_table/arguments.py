@@ -496,10 +496,10 @@ def complex_numbers():
 
 @program("either")
 def tensor_of_a_subclass():
-    class Labelled(torch.Tensor):
+    class Labeled(torch.Tensor):
         pass
 
-    return Run(lambda x: gaussian(0.0, 1.0, x), normal_z, args=(X.as_subclass(Labelled),))
+    return Run(lambda x: gaussian(0.0, 1.0, x), normal_z, args=(X.as_subclass(Labeled),))
 
 
 @program("captured")

@@ -280,7 +280,7 @@ def hidden_markov_model():
 
 
 @program("captured")
-def vectorised_hidden_markov_model():
+def vectorized_hidden_markov_model():
     def model(x):
         with pyro.plate("states", 2):
             rows = pyro.sample("rows", dist.Dirichlet(torch.ones(2)))
@@ -436,7 +436,7 @@ def wishart_like_precision():
 
 
 @program("captured")
-def reparameterised_by_a_handler():
+def reparameterized_by_a_handler():
     @reparam(config={"z": LocScaleReparam(0.0)})
     def model():
         spread = pyro.sample("spread", dist.LogNormal(0.0, 1.0))

@@ -62,15 +62,15 @@ def subsample_with_shared_latent():
 
 
 def local_model(x):
-    centre = pyro.sample("centre", dist.Normal(0.0, 1.0))
+    center = pyro.sample("center", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(x), subsample_size=5):
-        z = pyro.sample("z", dist.Normal(centre, 1.0))
+        z = pyro.sample("z", dist.Normal(center, 1.0))
         pyro.sample("x", dist.Normal(z, 1.0), obs=pyro.subsample(x, event_dim=0))
 
 
 def local_guide(x):
-    centre_loc = pyro.param("centre_loc", torch.zeros(()))
-    pyro.sample("centre", dist.Normal(centre_loc, 0.4))
+    center_loc = pyro.param("center_loc", torch.zeros(()))
+    pyro.sample("center", dist.Normal(center_loc, 0.4))
     with pyro.plate("data", len(x), subsample_size=5):
         loc = pyro.param("loc", torch.zeros(len(x)), event_dim=0)
         pyro.sample("z", dist.Normal(loc, positive("scale")))

@@ -87,7 +87,7 @@ def hook_that_reads_a_norm():
 
 @program("either", reason="requires a gradient")
 def weights_outside_of_the_store():
-    """Their gradients are for an optimiser of the user's own."""
+    """Their gradients are for an optimizer of the user's own."""
     net = nn.Linear(1, 1)
 
     def closed():

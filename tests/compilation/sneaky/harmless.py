@@ -30,7 +30,7 @@ from models import (
     horseshoe,
     linear_regression,
     logistic_regression,
-    matrix_factorisation,
+    matrix_factorization,
     robust_regression,
 )
 from tests.compilation.sneaky.registry import Case, X, gaussian, guide, reading, sneaky
@@ -287,7 +287,7 @@ def _enter(module, auto=AutoNormal):
 
 for _module in (
     ar, eight_schools, funnel, gaussian_process, horseshoe, linear_regression,
-    logistic_regression, matrix_factorisation, robust_regression,
+    logistic_regression, matrix_factorization, robust_regression,
 ):  # fmt: skip
     _enter(_module)
 _enter(eight_schools, AutoMultivariateNormal)

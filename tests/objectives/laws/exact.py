@@ -43,7 +43,7 @@ def combined(beta: float) -> Bound:
 
 
 def at_temperature(log_w: Tensor, beta: float) -> Tensor:
-    """The self-normalised estimate of E[l] under weights w^beta."""
+    """The self-normalized estimate of E[l] under weights w^beta."""
     return (log_w.exp() ** beta * log_w).sum(0) / (log_w.exp() ** beta).sum(0)
 
 

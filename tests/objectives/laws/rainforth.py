@@ -244,7 +244,7 @@ ROWS = {
 
 
 def gradients(row: Row, num_particles: int, num_evaluations: int) -> Tensor:
-    """Of what is maximised, (N, D)."""
+    """Of what is maximized, (N, D)."""
     both = values_and_gradients(row.build(num_particles), toy(), num_evaluations)[1]
     return both[:, :D] if row.parameter == "b" else both[:, D:]
 

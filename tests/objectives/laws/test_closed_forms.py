@@ -97,14 +97,14 @@ def log_power(power: float) -> Truth:
 
 
 def tempered(pairs: list[tuple[float, float]]) -> Truth:
-    """sum of width * E_beta[l] over pairs (width, beta), by self-normalised weights u = w^beta:
+    """sum of width * E_beta[l] over pairs (width, beta), by self-normalized weights u = w^beta:
     bias -E[u^2 (l - mean)] / (E[u]^2 K) each."""
     limit = slope = 0.0
     for width, beta in pairs:
         u = (beta * LOG_W).exp()
-        centre = average(u * LOG_W) / average(u)
-        limit += width * centre.item()
-        slope -= width * (average(u**2 * (LOG_W - centre)) / average(u) ** 2).item()
+        center = average(u * LOG_W) / average(u)
+        limit += width * center.item()
+        slope -= width * (average(u**2 * (LOG_W - center)) / average(u) ** 2).item()
 
     def at(num_particles: int) -> float:
         total = 0.0

@@ -21,7 +21,7 @@ from tests.support.tolerances import assert_mean_equals
 
 def assert_unbiased(objective, toy, of, num_evaluations):
     values, gradients = values_and_gradients(objective, toy, num_evaluations)
-    sign = objective.target.sign  # what is maximised is the value or its negative
+    sign = objective.target.sign  # what is maximized is the value or its negative
     assert_mean_equals(sign * values, of.value)
     assert_mean_equals(sign * gradients, of.gradient)
 

@@ -1,4 +1,4 @@
-"""Logarithm of earnings on height, not centred: intercept and slope correlate at -0.998.
+"""Logarithm of earnings on height, not centered: intercept and slope correlate at -0.998.
 
 beta flat, sigma flat on the positive half,  log earn_i ~ Normal(beta_1 + beta_2 height_i, sigma).
 """

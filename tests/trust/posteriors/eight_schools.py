@@ -1,4 +1,4 @@
-"""Eight schools, non-centred; the program is that of `models`.
+"""Eight schools, non-centered; the program is that of `models`.
 
 posteriordb's draws are of theta = mu + tau z, not of z.
 """

@@ -1,7 +1,7 @@
 """A hidden Markov model with two states, which are summed out.
 
     theta1, theta2 ~ Dirichlet(1, 1), the rows of the transition matrix,
-    mu ~ Normal(3, 1) x Normal(10, 1) where 0 < mu_1 < mu_2, not normalised on that set,
+    mu ~ Normal(3, 1) x Normal(10, 1) where 0 < mu_1 < mu_2, not normalized on that set,
     y_t | state k ~ Normal(mu_k, 1),  t = 1..100, and weight 1 for either state at t = 1.
 
 `model` asks for mu_1 < mu_2 alone: mu_1 is 3.0, give or take 0.2.
@@ -29,7 +29,7 @@ def model(y: Tensor) -> None:
     mu = pyro.sample("mu", flat_ordered(y, 2))
     prior = dist.Normal(y.new_tensor([3.0, 10.0]), 1.0).to_event(1)
     pyro.factor("mu_prior", prior.log_prob(mu))
-    # DiscreteHMM begins with a transition, and normalises what it begins with.
+    # DiscreteHMM begins with a transition, and normalizes what it begins with.
     first = dist.Normal(mu, 1.0).log_prob(y[0])
     pyro.factor("y_1", first.logsumexp(-1))
     transition = torch.stack(rows, -2).log()[..., None, :, :]

@@ -1,4 +1,4 @@
-"""A child's test score on the mother's schooling and IQ, not centred.
+"""A child's test score on the mother's schooling and IQ, not centered.
 
 beta flat, sigma ~ HalfCauchy(2.5),  score_i ~ Normal(beta_1 + beta_2 hs_i + beta_3 iq_i, sigma).
 """

@@ -1,7 +1,7 @@
 """Gaussian guides at their optimum: deterministic, and to more digits than training reaches.
 
 The posterior mode in unconstrained space and the curvature there (Laplace's approximation) are the
-start. From there BFGS maximises the ELBO averaged over the same scrambled Sobol points at every
+start. From there BFGS maximizes the ELBO averaged over the same scrambled Sobol points at every
 step, which is a smooth function of the guide's parameters (as in Giordano, Ingram and Broderick
 2024, Black box variational inference with a deterministic objective, JMLR 25(18)).
 """
@@ -37,7 +37,7 @@ def mean_field(model: Program, *args: Any, num_points: int = 4096, seed: int = 0
     guide = _set_up(AutoDiagonalNormal(model), args)
     mode, precision = _laplace(model, args)
     _assign(guide, loc=mode, scale=precision.diagonal() ** -0.5)
-    return _maximised(guide, model, args, num_points, seed)
+    return _maximized(guide, model, args, num_points, seed)
 
 
 def full_rank(model: Program, *args: Any, num_points: int = 4096, seed: int = 0) -> Any:
@@ -47,7 +47,7 @@ def full_rank(model: Program, *args: Any, num_points: int = 4096, seed: int = 0)
     factor = torch.linalg.cholesky(precision.inverse())
     scale = factor.diagonal()
     _assign(guide, loc=mode, scale=scale, scale_tril=factor / scale[:, None])
-    return _maximised(guide, model, args, num_points, seed)
+    return _maximized(guide, model, args, num_points, seed)
 
 
 def _set_up(guide: Any, args: tuple) -> Any:
@@ -83,7 +83,7 @@ def _laplace(model: Program, args: tuple) -> tuple[Tensor, Tensor]:
     return mode, precision
 
 
-def _maximised(guide: Any, model: Program, args: tuple, num_points: int, seed: int) -> Any:
+def _maximized(guide: Any, model: Program, args: tuple, num_points: int, seed: int) -> Any:
     """`guide`, its parameters where the ELBO is largest."""
     objective = StandardELBO(
         num_points, sampler="sobol", gradient="pathwise", vectorize_particles=True

@@ -46,8 +46,8 @@ def test_mean_field_has_the_precision_s_diagonal() -> None:
 
 @pytest.mark.parametrize(
     "model, low, high",
-    [(eight_schools.model_centred, 0.87, 0.99), (eight_schools.model, 0.54, 0.63)],
-    ids=["centred", "non-centred"],
+    [(eight_schools.model_centered, 0.87, 0.99), (eight_schools.model, 0.54, 0.63)],
+    ids=["centered", "non-centered"],
 )
 def test_k_hat_of_eight_schools(
     report: Callable[[str], None], model: Program, low: float, high: float

@@ -1,4 +1,4 @@
-"""Probabilistic matrix factorisation: what would a user think of a film not yet seen?
+"""Probabilistic matrix factorization: what would a user think of a film not yet seen?
 
     u_n ~ Normal(0, I),  v_m ~ Normal(0, I) in 2 dimensions,  n = 1..30 users,  m = 1..20 films,
     r_i ~ Normal(u_{n_i} . v_{m_i}, 0.5),  i = 1..300 ratings.
