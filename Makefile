@@ -9,11 +9,14 @@ QUICK := tests/statistics tests/documents/test_house.py tests/mutants tests/comp
 	-k "not a_fault and not code_of_a_page"
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test quick lint bench clean
+LOWEST := .venv-lowest
+
+.PHONY: help demo test test-lowest quick lint bench clean
 
 help:
 	@echo "make demo   compare three objectives with NUTS on eight schools, writes report/index.html"
 	@echo "make test   run the tests, then lint"
+	@echo "make test-lowest  the tests, with the lowest versions that pyproject.toml allows"
 	@echo "make quick  run the tests that take little time, about a minute"
 	@echo "make lint   check style (ruff) and types (mypy)"
 	@echo "make bench  time training and NUTS beside Pyro and NumPyro; BENCH=--quick for a first look"
@@ -28,6 +31,9 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 	@$(MAKE) --no-print-directory lint
+
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 quick: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n auto --dist load $(QUICK)
@@ -44,6 +50,12 @@ bench: $(INSTALLED).bench
 
 $(INSTALLED).bench: $(INSTALLED)
 	$(BIN)/python -m pip install --no-input --disable-pip-version-check -e ".[bench]"
+	@touch $@
+
+$(LOWEST)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --no-input --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct -e ".[test]"
 	@touch $@
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
@@ -69,5 +81,5 @@ $(BIN)/python:
 	exit 1
 
 clean:
-	rm -rf $(VENV) report build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) report build dist .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

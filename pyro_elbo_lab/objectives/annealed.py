@@ -26,8 +26,9 @@ from torch import Tensor
 
 from pyro_elbo_lab.objectives.bounds import log_mean_exp, mean
 from pyro_elbo_lab.objectives.gradients.wake import PATHWISE
-from pyro_elbo_lab.objectives.objective import Draw, Objective
+from pyro_elbo_lab.objectives.objective import Objective
 from pyro_elbo_lab.objectives.particles.scored import Factor, Particles, stacked_values
+from pyro_elbo_lab.objectives.settings import Draw
 from pyro_elbo_lab.programs.arguments import choice, integer
 from pyro_elbo_lab.programs.dims import subsampled_plate
 from pyro_elbo_lab.programs.pair import Program

@@ -26,9 +26,10 @@ from pyro_elbo_lab.objectives.gradients.wake import (
     guide_only,
     wake,
 )
-from pyro_elbo_lab.objectives.objective import Draw, Objective
+from pyro_elbo_lab.objectives.objective import Objective
 from pyro_elbo_lab.objectives.particles.guide_values import guide_values
 from pyro_elbo_lab.objectives.particles.scored import Particles
+from pyro_elbo_lab.objectives.settings import Draw
 from pyro_elbo_lab.programs.arguments import integer, number
 from pyro_elbo_lab.programs.pair import Program
 from pyro_elbo_lab.programs.structure.analysis import Structure

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from pyro_elbo_lab.objectives.plans import Plan, Route
+from pyro_elbo_lab.programs.structure.factors import FactorKey
+
 
 @dataclass(frozen=True)
 class Row:
@@ -61,3 +64,54 @@ class Explanation:
         return "\n".join([self.objective, *[line.rstrip() for line in lines], *self.notes])
 
     __repr__ = __str__
+
+
+def rows_of(plan: Plan) -> tuple[Row, ...]:
+    """One row for each site of the guide.
+
+    Args:
+        plan: what was decided for it.
+    """
+    rows = [_average(plan, name) for name in plan.structure.averaged]
+    rows += [_latent(plan, name) for name in plan.structure.latents]
+    rows += [_delta(plan, key) for key in plan.structure.reads if _is_delta(plan, key)]
+    return tuple(rows)
+
+
+def _latent(plan: Plan, name: str) -> Row:
+    latent, choice = plan.structure.latents[name], plan.choices[name]
+    cells = plan.layout.cells.get(FactorKey("guide", name))
+    place = "shared"
+    if cells is not None and name in plan.layout.local:
+        place = f"cells of {', '.join(sorted(cells))}" if cells else "joint weight"
+    route = plan.routes.get(name, Route("Monte Carlo"))
+    return Row(
+        site=name,
+        distribution=latent.distribution,
+        drawn="reparameterized" if latent.reparameterized else "not reparameterized",
+        place=place,
+        gradient=choice.estimator.replace("_", " "),
+        kl=route.name,
+        why="; ".join(filter(None, (choice.reason, route.reason))),
+    )
+
+
+def _is_delta(plan: Plan, key: FactorKey) -> bool:
+    in_model = key.name in plan.structure.parents
+    known = plan.structure.latents.keys() | plan.structure.averaged.keys()
+    return key.side == "guide" and in_model and key.name not in known
+
+
+def _average(plan: Plan, name: str) -> Row:
+    site = plan.structure.averaged[name]
+    why = f"infer={{'enumerate': '{site.how}'}} in the guide"
+    if site.num_samples is None:
+        return Row(name, site.distribution, "all values", "-", "exact", "exact sum", why)
+    gradient = "pathwise" if site.reparameterized else "score"
+    draws = f"{site.num_samples} at once"
+    return Row(name, site.distribution, draws, "-", gradient, "Monte Carlo", why)
+
+
+def _delta(plan: Plan, key: FactorKey) -> Row:
+    sources = ", ".join(sorted(plan.structure.reads[key])) or "parameters only"
+    return Row(key.name, "Delta", "-", "-", "pathwise", "Monte Carlo", f"a function of {sources}")

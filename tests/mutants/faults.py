@@ -652,7 +652,7 @@ FAULTS = [
     ),
     Mutant(
         "a branch on a differentiable latent is not scored",
-        "objectives/objective",
+        "objectives/evaluation",
         "plans.branching |= suspects",
         "pass",
         (f"{VARYING}::test_a_branch_on_a_differentiable_latent_takes_the_score",),
@@ -733,7 +733,7 @@ FAULTS = [
     ),
     Mutant(
         "averages that cannot be: branches that were enumerated stay when later ones are drawn",
-        "objectives/objective",
+        "objectives/evaluation",
         "if plans.drawn != drawn:",
         "if False:",
         (f"{GUIDES}::test_a_reader_outside_of_the_plate_in_one_branch",),
@@ -749,7 +749,7 @@ FAULTS = [
     ),
     Mutant(
         "branches of a guide are taken for particles",
-        "objectives/objective",
+        "objectives/evaluation",
         "if len(self.parts) == 1 or self.share is not None:",
         "if len(self.parts) == 1:",
         (

@@ -31,6 +31,7 @@ from pyro_elbo_lab.objectives.particles.sobol import (
     Placement,
     scrambled_sobol,
 )
+from pyro_elbo_lab.objectives.planning import make_plan
 from pyro_elbo_lab.programs.pair import Pair
 from pyro_elbo_lab.programs.structure.analysis import analyze
 from pyro_elbo_lab.programs.structure.factors import FactorKey
@@ -522,7 +523,7 @@ def test_other_randomness_of_the_guide_is_untouched(vectorize):
 
     objective = StandardELBO(2, sampler="sobol", vectorize_particles=vectorize)
     one_number, _ = number(dist.Normal(0.0, 1.0))
-    objective._make_plan(Pair(one_number, noisy))
+    make_plan(objective._settings, Pair(one_number, noisy))
     seen.clear()
     pyro.set_rng_seed(5)
     objective.loss(one_number, noisy)
