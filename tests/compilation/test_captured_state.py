@@ -229,7 +229,7 @@ def test_a_graph_is_dropped_and_made_again_only_for_values_that_are_new():
     guide, loss = AutoNormal(model), compiled(StandardELBO(), "graph")
     for x in (X, -X, X, 2 * X, -3 * X):
         loss.loss_and_grads(model, guide, x)
-    assert loss._pair(model, guide).captured == 2
+    assert loss._history(model, guide).captured == 2
 
 
 def test_known_values_stay_captured_when_others_are_too_many():

@@ -137,8 +137,8 @@ def test_new_shapes_and_python_arguments_get_graphs_of_their_own() -> None:
             assert found == pytest.approx(StandardELBO().loss_and_grads(model, guide, x, scale))
     for n in range(2, MOST_GRAPHS + 8):
         loss.loss_and_grads(model, guide, torch.arange(float(n)))
-    (pair,) = (pair for guides in loss._pairs.values() for pair in guides.values())
-    assert len(pair.graphs) == MOST_GRAPHS
+    (history,) = (x for guides in loss._histories.values() for x in guides.values())
+    assert len(history.graphs) == MOST_GRAPHS
 
 
 def test_minibatches_of_one_shape_share_a_graph() -> None:
@@ -149,8 +149,8 @@ def test_minibatches_of_one_shape_share_a_graph() -> None:
         found = loss.loss_and_grads(model, guide, x)
         torch.manual_seed(i)
         assert found == pytest.approx(StandardELBO().loss_and_grads(model, guide, x))
-    (pair,) = (pair for guides in loss._pairs.values() for pair in guides.values())
-    assert pair.captured == 1
+    (history,) = (x for guides in loss._histories.values() for x in guides.values())
+    assert history.captured == 1
 
 
 def test_data_written_to_in_place_is_seen() -> None:

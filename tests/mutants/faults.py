@@ -360,6 +360,13 @@ FAULTS = [
         law("IW-auto-shared-and-local"),
     ),
     Mutant(
+        "a recalled draw is passed on as a new tensor",
+        "objectives/particles/sampling",
+        "fresh = how.refreshed - shared if inner else how.refreshed",
+        "fresh = how.refreshed",
+        ("tests/objectives/laws/test_nested.py::test_gradient_vanishes_at_the_exact_posterior",),
+    ),
+    Mutant(
         "every particle draws a minibatch of its own",
         "objectives/particles/sampling",
         "subsamples |= {n: v for n, v in values.items() if n not in shared}",

@@ -127,7 +127,7 @@ def test_every_keyword_of_pyro_is_accepted():
     with pytest.warns(DeprecationWarning):
         StandardELBO(max_iarange_nesting=1)
     with pytest.raises(TypeError):
-        StandardELBO(vectorize_particles=True)
+        StandardELBO(vectorized=True)
 
 
 @every_objective

@@ -271,8 +271,8 @@ def run_particles(pair: Pair, how: Drawing, given: Values | None = None) -> Runs
     if how.vectorize and shared:
         _refuse_shared_flows(how.structure, shared)
 
-    def once(tied: frozenset[str], replaced: Values) -> tuple[Run, Values]:
-        prepare = _Prepare(how, tied, replaced)
+    def once(tied: frozenset[str], fresh: frozenset[str], replaced: Values) -> tuple[Run, Values]:
+        prepare = _Prepare(how, tied, fresh, replaced)
         unscaled = isinstance(how.latent_scale, float | int) and how.latent_scale == 1
         with nullcontext() if unscaled else _ScaleLatents(how.latent_scale, prepare.met):
             traces = run(pair, prepare, how.first_enumerated_dim, how.branch, inside)
@@ -297,15 +297,17 @@ def run_particles(pair: Pair, how: Drawing, given: Values | None = None) -> Runs
     nets = Nets(how.sobol, how.num_inner, how.num_outer)
     if how.vectorize:
         with nets.all_particles(), around, _naming_vectorization(how.num, how.nesting):
-            runs.append(once(shared, given)[0])
+            runs.append(once(shared, how.refreshed, given)[0])
     else:
         earlier: dict[int, Values] = {}
         subsamples: Values = {}
         for particle in range(how.num):
             inner, outer = divmod(particle, how.num_outer)
             with nets.particle(particle), Recall(earlier[outer] if inner else subsamples):
+                # what is recalled stays one tensor, so that no path through it counts twice
+                fresh = how.refreshed - shared if inner else how.refreshed
                 own = {name: value[particle] for name, value in given.items()}
-                one, values = once(frozenset(), own)
+                one, values = once(frozenset(), fresh, own)
             runs.append(one)
             earlier.setdefault(outer, values)
             subsamples |= {n: v for n, v in values.items() if n not in shared}
@@ -403,10 +405,13 @@ class _Prepare(Messenger):
         met: the names of the guide's sites so far.
     """
 
-    def __init__(self, how: Drawing, tied: frozenset[str], given: Values) -> None:
+    def __init__(
+        self, how: Drawing, tied: frozenset[str], refreshed: frozenset[str], given: Values
+    ) -> None:
         super().__init__()
         self.how = how
         self.tied = tied
+        self.refreshed = refreshed
         self.given = _Given(given, how.num if how.at_once else None, how.nesting)
         self.met: set[str] = set()
 
@@ -426,7 +431,7 @@ class _Prepare(Messenger):
         if name in self.tied:
             inner = value.reshape(how.num_inner, -1, *value.shape[1:])
             value = inner[:1].expand_as(inner).reshape(value.shape)
-        if name in how.refreshed:
+        if name in self.refreshed:
             value = value.view_as(value)
         if name in how.detached:
             value = value.detach()
