@@ -90,6 +90,8 @@ def elements(array: xr.DataArray, index: np.ndarray) -> np.ndarray:
     Only these are read where the array lies in a file.
     """
     variable, dims = array.variable, array.dims[2:]
+    if not index.size:  # which older versions of xarray cannot read from a file
+        return np.empty((0, *array.shape[:2]))
     if not dims:
         values = variable.values[None]
     elif len(dims) == 1 and index.size and (np.diff(index) == 1).all():  # faster to read
