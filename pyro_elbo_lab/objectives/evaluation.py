@@ -164,7 +164,8 @@ def _evaluate_any(
     if not all(other is first or _is_prepared(settings, other, first) for other in own):
         raise _PlanAnewError
     if not differ:
-        how = _drawing(settings, plans, plan, num_outer)
+        if plan is not first:
+            how = _drawing(settings, plans, plan, num_outer)
         return Evaluation((sort_runs(done.runs, done.stack, how),), (plan,))
     alone = replace(done.stack, num_inner=1, num_outer=1)
     parts = (

@@ -54,7 +54,8 @@ class Pair:
             model: if another.
             guide: if another.
         """
-        return replace(self, model=model or self.model, guide=guide or self.guide, _known={})
+        model = self.model if model is None else model
+        return replace(self, model=model, guide=self.guide if guide is None else guide, _known={})
 
     def at(self, args: tuple) -> "Pair":
         """The same model and guide with other positional arguments; nothing is known of them.

@@ -230,7 +230,7 @@ class GraphSteps:
 
 def _difference(evaluation: Evaluation, task: Task, batch: tuple) -> str:
     try:
-        return evaluation.difference(task.objective, task.at(batch))
+        return evaluation.difference(task.objective, task.pair.at(batch))
     except Exception as error:  # of any type: the program's own
         with random_states_kept():
             found = evaluation.run(evaluation.data_for(task.objective, batch, task.pair.kwargs))

@@ -89,7 +89,7 @@ class Graphs:
     def _make(self, batch: tuple, kind: Any) -> Runner | None:
         task, main = self._task, self._engine.main.evaluation
         try:
-            again = evaluate(task.objective, task.at(batch))
+            again = evaluate(task.objective, task.pair.at(batch))
         except CaptureError as error:
             self._refused.add(kind)
             self._warn(f"{self._difference(kind[0])}, and then {error}")
@@ -124,7 +124,7 @@ class Graphs:
         return tree_leaves((batch, dict(self._task.pair.kwargs)))
 
     def _signature(self, batch: tuple) -> Any:
-        return signature(self._task.at(batch))
+        return signature(self._task.pair.at(batch))
 
 
 class _Graph:

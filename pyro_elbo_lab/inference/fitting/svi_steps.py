@@ -43,10 +43,6 @@ class Task(NamedTuple):
     num_steps: int
     one_by_one: bool
 
-    def at(self, batch: tuple) -> Pair:
-        """Model and guide with other positional arguments."""
-        return self.pair.at(batch)
-
     def svi(self) -> SVI:
         """Pyro's own way to take a step."""
         return SVI(self.pair.model, self.pair.guide, self.optimizer, loss=self.objective)
